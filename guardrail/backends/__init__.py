@@ -1,0 +1,53 @@
+"""The classifiers, by name. A backend module, and what it imports, is loaded on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from guardrail.backends.base import Backend
+from guardrail.errors import UsageError
+
+__all__ = ["SCHEMES", "load_backend"]
+
+EMBEDDED = "embedded"
+
+SCHEMES = {
+    EMBEDDED: "guardrail.backends.encoder:EncoderBackend",
+    "encoder": "guardrail.backends.encoder:EncoderBackend",
+    "scripted": "guardrail.backends.scripted:ScriptedBackend",
+    "llama": "guardrail.backends.llama:LlamaBackend",
+}
+"""Scheme of a model name (the part before the first colon) to the class that serves it; each has a `load` method."""
+
+_PLANNED = {"openai": "a remote server", "gguf": "llama.cpp files"}
+
+
+def load_backend(model: str, **options: Any) -> Backend:
+    """The backend for a model name: `embedded`, `encoder:FOLDER`, or a Llama checkpoint (hub id or folder).
+
+    Raises `UsageError` for options that the backend does not take, `ModelError` when the model cannot be loaded and
+    `MissingExtraError` when its library is not installed.
+    """
+    scheme, separator, rest = model.partition(":")
+    if scheme in _PLANNED and separator:
+        raise UsageError(
+            f"model {model!r}: {_PLANNED[scheme]} cannot be used yet",
+            hint="use the embedded model or a transformers checkpoint",
+        )
+    if model == EMBEDDED:
+        scheme, name = EMBEDDED, ""
+    elif separator and scheme in SCHEMES:
+        name = rest
+    else:
+        scheme, name = "llama", model
+    module, _, attribute = SCHEMES[scheme].partition(":")
+    loader = getattr(import_module(module), attribute)
+    try:
+        backend: Backend = loader.load(name, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        option = str(error).rsplit("'", 2)[1]
+        raise UsageError(f"the model {model!r} takes no option {option!r}") from None
+    return backend

@@ -1,0 +1,209 @@
+"""The embedded classifier: a small encoder that is given the taxonomy, run by ONNX Runtime on the CPU.
+
+The graph has the inputs `input_ids`, `attention_mask`, `token_type_ids` (B, T) and `category_vectors` (C, 384), and
+the outputs `category_logits` (B, C), `verdict_logit` (B,) and `vector` (B, 384). A taxonomy is encoded once: each
+category's text goes through the same graph, and its `vector` is the category's row in `category_vectors`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from guardrail.errors import BackendError, ModelError
+from guardrail.policy import Calibration
+from guardrail.prompting import Prompt, PromptBuilder, Template
+from guardrail.resources import folder
+from guardrail.scoring import Logits
+from guardrail.taxonomy import Taxonomy
+from guardrail.tokens import TextTokenizer
+from guardrail.types import Conversation
+
+__all__ = ["EncoderBackend"]
+
+Vectors = NDArray[np.float32]
+
+_FORMAT = 1
+# Padded tokens in one run: large enough to fill the matrix units, small enough to stay in the cache.
+_TOKEN_BUDGET = 4096
+_TAXONOMIES = 16
+
+
+class EncoderBackend:
+    """A taxonomy-conditioned encoder in a folder: model.onnx, tokenizer.json, config.json, calibration.json."""
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        self._path = path
+        config = _config(path)
+        self.max_tokens = int(config["max_tokens"])
+        self._dimension = int(config["dimension"])
+        self._template_id = str(config["template"])
+        self._taxonomy_id = str(config["taxonomy"])
+        self._session = _session(path / "model.onnx", threads)
+        self.name = f"{config['id']}@{config['digest']}"
+        self._vectors: dict[str, Vectors] = {}
+        self._lock = Lock()
+
+    @classmethod
+    def load(cls, name: str = "", *, threads: int | None = None, template: str | None = None) -> EncoderBackend:
+        """Open the folder `name`, or the model inside the package; `threads` of the CPU, by default all cores."""
+        if template is not None:
+            raise ModelError("an encoder has one prompt template of its own", hint="leave out --template")
+        return cls(Path(name) if name else folder("model"), threads=threads)
+
+    @cached_property
+    def template(self) -> Template:
+        """The prompt format that the weights were trained on."""
+        return Template.load(self._template_id)
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """Encodes prompts for these weights."""
+        return TextTokenizer.from_json((self._path / "tokenizer.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def default_taxonomy(self) -> Taxonomy:
+        """The taxonomy that most of the training used."""
+        return Taxonomy.load(self._taxonomy_id)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Temperature and thresholds, fitted on held-out training data."""
+        file = self._path / "calibration.json"
+        return Calibration.read(file) if file.is_file() else Calibration()
+
+    def logits(self, prompts: Sequence[Prompt], categories: bool = True) -> list[Logits | BackendError]:
+        """One answer per prompt; prompts of one taxonomy are sorted by length and run together."""
+        answers: list[Logits | BackendError | None] = [None] * len(prompts)
+        by_taxonomy: dict[str, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            by_taxonomy.setdefault(prompt.taxonomy.digest, []).append(index)
+        for indices in by_taxonomy.values():
+            vectors = self._category_vectors(prompts[indices[0]].taxonomy)
+            ids = [self.tokenizer.encode(prompts[index]) for index in indices]
+            for rows in _batches([len(row) for row in ids]):
+                logits, verdicts = self._run([ids[row] for row in rows], vectors)
+                for row, values, verdict in zip(rows, logits, verdicts, strict=True):
+                    scores = tuple(values) if categories else ()
+                    answers[indices[row]] = Logits(0.0, verdict, scores)
+        return [BackendError("the classifier gave no answer") if answer is None else answer for answer in answers]
+
+    def close(self) -> None:
+        """Forget the encoded taxonomies."""
+        self._vectors.clear()
+
+    def _run(self, ids: Sequence[Sequence[int]], vectors: Vectors) -> tuple[list[list[float]], list[float]]:
+        """Category logits (B, C) and verdict logits (B,)."""
+        logits, verdict = self._session.run(["category_logits", "verdict_logit"], self._feed(ids, vectors))
+        return logits.tolist(), verdict.tolist()
+
+    def _feed(self, ids: Sequence[Sequence[int]], vectors: Vectors) -> dict[str, NDArray[Any]]:
+        longest = max(map(len, ids))
+        if longest > self.max_tokens:
+            raise BackendError(f"a prompt of {longest} tokens is longer than the {self.max_tokens} that the model reads")
+        batch = np.zeros((len(ids), longest), dtype=np.int64)
+        mask = np.zeros_like(batch)
+        for row, values in enumerate(ids):
+            batch[row, : len(values)] = values
+            mask[row, : len(values)] = 1
+        # What follows the first separator is context: the second segment of the encoder's pre-training.
+        ends = np.cumsum(batch == self._separator, axis=1) - (batch == self._separator)
+        types = ((ends > 0) & (mask > 0)).astype(np.int64)
+        return {"input_ids": batch, "attention_mask": mask, "token_type_ids": types, "category_vectors": vectors}
+
+    @cached_property
+    def _separator(self) -> int:
+        return self.tokenizer.control_id("[SEP]")
+
+    def _category_vectors(self, taxonomy: Taxonomy) -> Vectors:
+        """(C, 384), computed once per taxonomy."""
+        with self._lock:
+            found = self._vectors.get(taxonomy.digest)
+            if found is None:
+                found = self._encode_taxonomy(taxonomy)
+                while len(self._vectors) >= _TAXONOMIES:
+                    self._vectors.pop(next(iter(self._vectors)))
+                self._vectors[taxonomy.digest] = found
+            return found
+
+    def _encode_taxonomy(self, taxonomy: Taxonomy) -> Vectors:
+        """A category's vector is the mean over its text and its unsafe examples.
+
+        Safe examples stay out: the vector says what the category is, and has no way to say what it is not.
+        """
+        builder = PromptBuilder(self.template, taxonomy)
+        start, end = self.tokenizer.control_id("[CLS]"), self._separator
+        rows: list[list[int]] = []
+        parts: list[range] = []
+        for category, text in zip(taxonomy, builder.policy_texts, strict=True):
+            unsafe = (example for example in category.examples if example.label == "unsafe")
+            prompts = [builder.build(Conversation(example.messages)) for example in unsafe]
+            texts = [[start, *self.tokenizer.encode_text(text), end], *map(self.tokenizer.encode, prompts)]
+            first = len(rows)
+            rows.extend(chunk for ids in texts for chunk in self._chunks(ids))
+            parts.append(range(first, len(rows)))
+        vectors = self._encode(rows)
+        return np.stack([vectors[part.start : part.stop].mean(axis=0) for part in parts])
+
+    def _chunks(self, ids: list[int]) -> Iterator[list[int]]:
+        """Long policy text is read whole, in pieces that fit, each between the control tokens."""
+        if len(ids) <= self.max_tokens:
+            yield ids
+            return
+        inner, size = ids[1:-1], self.max_tokens - 2
+        for at in range(0, len(inner), size):
+            yield [ids[0], *inner[at : at + size], ids[-1]]
+
+    def _encode(self, ids: Sequence[Sequence[int]]) -> Vectors:
+        """One vector per text (N, 384)."""
+        nothing = np.zeros((1, self._dimension), dtype=np.float32)
+        result = np.zeros((len(ids), self._dimension), dtype=np.float32)
+        for rows in _batches([len(row) for row in ids]):
+            (vector,) = self._session.run(["vector"], self._feed([ids[row] for row in rows], nothing))
+            result[rows] = vector
+        return result
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Row numbers, shortest first, in groups whose padded size stays within the token budget."""
+    group: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if group and lengths[row] * (len(group) + 1) > _TOKEN_BUDGET:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot open the model in {path}: {error}", hint="a model folder holds model.onnx and config.json"
+        ) from None
+    if not isinstance(config, dict) or config.get("format") != _FORMAT:
+        raise ModelError(f"{file}: format: expected {_FORMAT}", hint="the model was made for another version")
+    return config
+
+
+def _session(file: Path, threads: int | None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or min(os.cpu_count() or 1, 8)
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own that share no base
+        raise ModelError(f"cannot open {file}: {error}") from None

@@ -1,0 +1,142 @@
+"""Forward passes of a causal language model: a shared prefix computed once, and logits only where they are read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+__all__ = ["Forward", "Prefix"]
+
+_PROBE = 8  # tokens
+_log = logging.getLogger("guardrail")
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Tokens that many prompts begin with, and the attention keys and values that each layer computed for them.
+
+    `states` has one pair per layer, each of shape (1, key-value heads, tokens, head size).
+    """
+
+    ids: tuple[int, ...]
+    states: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory that the states take."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.states)
+
+    def cut(self, length: int) -> Prefix:
+        """The first `length` tokens. Attention is causal, so their states do not depend on what is cut off."""
+        return Prefix(
+            self.ids[:length],
+            tuple((keys[:, :, :length].clone(), values[:, :, :length].clone()) for keys, values in self.states),
+        )
+
+
+class _SharedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
+    """One layer's prefix, seen by every row of a batch. Nothing is kept: each layer's joined copy dies after use."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.dtype, self.device = keys.dtype, keys.device
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        rows = key_states.shape[0]
+        return (
+            torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2),
+            torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2),
+        )
+
+
+class Forward:
+    """Runs a transformers causal language model. Not thread-safe.
+
+    Rows are padded on the right. In causal attention no token sees what follows it, so padding needs no mask, every
+    row has the same positions, and a row's numbers do not depend on the rows beside it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._decoder = model.get_decoder()
+        self._head = model.get_output_embeddings()
+        self.device: torch.device = self._head.weight.device
+        self._plain_head, self.shares_prefix, self.bytes_per_token = self._probe()
+
+    @torch.inference_mode()
+    def prefix(self, ids: Sequence[int], base: Prefix | None = None) -> Prefix:
+        """Compute the states of `ids`; those of `base`, with whose tokens `ids` begins, are taken over."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(base.states if base else ()):
+            cache.update(keys, values, layer)
+        start = len(base.ids) if base else 0
+        self._decode(self._tensor([ids[start:]]), cache)
+        return Prefix(tuple(ids), tuple((layer.keys, layer.values) for layer in cache.layers))
+
+    @torch.inference_mode()
+    def read(
+        self, rows: Sequence[Sequence[int]], prefix: Prefix | None, places: Sequence[tuple[int, int]],
+        tokens: Sequence[int],
+    ) -> list[list[float]]:
+        """The logits of `tokens` at each of `places`.
+
+        `rows` are token ids after the prefix, of any lengths; a place is (row, position in that row). Returns one
+        list per place, aligned with `tokens`, computed in float32 from the model's last hidden states.
+        """
+        ids = self._tensor(rows)
+        cache = Cache(layers=[_SharedLayer(*states) for states in prefix.states]) if prefix else None
+        row = torch.tensor([place[0] for place in places], device=self.device)
+        position = torch.tensor([place[1] for place in places], device=self.device)
+        wanted = torch.tensor(tokens, device=self.device)
+        if self._plain_head:
+            states = self._decode(ids, cache)[row, position].float()
+            weight = self._head.weight[wanted].float()
+            bias = getattr(self._head, "bias", None)
+            logits = torch.nn.functional.linear(states, weight, None if bias is None else bias[wanted].float())
+        else:
+            kept, column = position.unique(return_inverse=True)
+            output = self._model(ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=kept)
+            logits = output.logits[row, column][:, wanted].float()
+        values: list[list[float]] = logits.tolist()
+        return values
+
+    def _tensor(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        longest = max(map(len, rows))
+        return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.device)
+
+    def _decode(self, ids: Tensor, cache: Cache | None) -> Tensor:
+        """The last hidden states, of shape (rows, tokens, hidden size)."""
+        states: Tensor = self._decoder(ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+        return states
+
+    @torch.inference_mode()
+    def _probe(self) -> tuple[bool, bool, int]:
+        """What this architecture allows, found by trying it on a few tokens.
+
+        Whether its logits are the plain product of hidden states and output embeddings (some scale or squash them),
+        whether its layers take a cached prefix, and the bytes of cache per token.
+        """
+        ids = list(range(_PROBE))
+        states = self._decode(self._tensor([ids]), None)
+        whole = self._model(self._tensor([ids]), use_cache=False).logits
+        plain = self._head.weight.is_floating_point() and torch.allclose(self._head(states), whole, rtol=1e-5, atol=0)
+        try:
+            prefix = self.prefix(ids[: _PROBE // 2])
+            cache = Cache(layers=[_SharedLayer(*pair) for pair in prefix.states])
+            rest = self._decode(self._tensor([ids[_PROBE // 2 :]]), cache)
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            _log.warning("the policy prefix is computed anew for each request: %s", error)
+            return plain, False, 0
+        difference = (rest - states[:, _PROBE // 2 :]).abs().max().item()
+        if not difference <= 0.05 * states.abs().max().item():
+            _log.warning("the policy prefix is computed anew for each request: this model's layers do not allow it")
+            return plain, False, 0
+        return plain, True, prefix.nbytes // len(prefix.ids)

@@ -1,0 +1,77 @@
+"""The command line: which commands there are, and how an error is shown.
+
+Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong usage. Each command's module
+imports what it runs inside the command's body, so that `--help` loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from guardrail import __version__
+from guardrail.cli_check import check
+from guardrail.cli_prompt import prompt
+from guardrail.cli_score import score
+from guardrail.cli_taxonomy import app as taxonomy
+from guardrail.errors import GuardrailError
+
+__all__ = ["app", "run"]
+
+# Plain help: readable without colour, the same in a pipe, and rich is not loaded for it.
+app = typer.Typer(
+    name="guardrail",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(check)
+app.command()(score)
+app.add_typer(taxonomy, name="taxonomy")
+app.command()(prompt)
+
+# typer re-exports only this leaf of click's errors, and newer versions carry click inside: go up from it.
+_ClickError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"guardrail {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def guardrail(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Judge text and conversations for safety, under your taxonomy, with calibrated scores."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit status."""
+    try:
+        status = typer.main.get_command(app).main(list(arguments), prog_name="guardrail", standalone_mode=False)
+    except GuardrailError as error:
+        return _report(str(error), error.hint, error.exit_status)
+    except typer.Abort:
+        return _report("interrupted", None, 130)
+    except _ClickError as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "guardrail"
+        message = getattr(error, "format_message", error.__str__)()
+        return _report(" ".join(message.split()).rstrip("."), f"see '{command} --help'", 2)
+    return status if isinstance(status, int) else 0
+
+
+def _report(message: str, hint: str | None, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return status

@@ -1,0 +1,102 @@
+"""`guardrail check`: judge one text or one exchange."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guardrail.cli_options import CategoryScoresOption, Device, Dtype, Model, TaxonomyOption, Template, Threshold
+
+if TYPE_CHECKING:
+    from guardrail.types import Decision
+
+__all__ = ["check"]
+
+_BAR = 24
+_FLAGGED = 3
+
+
+def check(
+    text: Annotated[str, typer.Argument(help="The user's text; '-' or nothing reads it from stdin.")] = "-",
+    response: Annotated[str | None, typer.Option(help="The assistant's answer; then the answer is judged.")] = None,
+    model: Model = "embedded",
+    taxonomy: TaxonomyOption = None,
+    template: Template = None,
+    threshold: Threshold = None,
+    category_scores: CategoryScoresOption = "first",
+    device: Device = None,
+    dtype: Dtype = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the decision as one line of JSON.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 3 when flagged.")] = False,
+) -> None:
+    """Judge one text, or an assistant's answer to it."""
+    from guardrail.cli_options import load_guard
+
+    if text == "-":
+        text = sys.stdin.buffer.read().decode("utf-8", "replace")
+    guard = load_guard(model, taxonomy, template, threshold, category_scores, device, dtype, on_error="raise")
+    messages = [{"role": "user", "content": text}]
+    if response is not None:
+        messages.append({"role": "assistant", "content": response})
+    decision = guard.check(messages)
+    role = guard.policy.user if decision.role == "user" else guard.policy.assistant
+    if json_:
+        print(json.dumps(decision.to_dict(), ensure_ascii=False))
+    else:
+        _show(decision, role.verdict, role.categories)
+    if exit_code and decision.flagged:
+        raise typer.Exit(_FLAGGED)
+
+
+def _show(decision: Decision, threshold: float | None, own: Mapping[str, float]) -> None:
+    """A table for people: the verdict in words, the score as a bar with the threshold marked, the categories."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    colour = "bold red" if decision.flagged else "bold green"
+    judged = "user prompt" if decision.role == "user" else "assistant answer"
+    assert decision.score is not None
+    line = Text.assemble((decision.verdict.value.upper(), colour), f"  {judged}   P(unsafe) {decision.score:.3f}")
+    line.append(f"  {_bar(decision.score, threshold)}")
+    if threshold is not None:
+        line.append(f"  threshold {threshold:.2f}", style="dim")
+    console.print(line)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("", "code", "category", "score", ""):
+        table.add_column(title, justify="right" if title == "score" else "left", no_wrap=title != "category")
+    for category in sorted(decision.categories, key=lambda c: -c.score):
+        table.add_row(
+            "!" if category.flagged else " ",
+            category.code,
+            category.name,
+            f"{category.score:.3f}",
+            _bar(category.score, own.get(category.code)),
+            style="bold" if category.flagged else "",
+        )
+    console.print(table)
+    for note in _notes(decision):
+        console.print(note, style="dim")
+
+
+def _notes(decision: Decision) -> list[str]:
+    notes = [f"{decision.model} · {decision.taxonomy} · {decision.template}"]
+    if decision.truncated:
+        notes.append("note: part of the conversation was too long and was left out")
+    if decision.markers:
+        notes.append(f"note: the text contains prompt markers: {', '.join(decision.markers)}")
+    return notes
+
+
+def _bar(score: float, threshold: float | None) -> str:
+    """`####--|-----`: filled up to the score, a bar where the threshold is; no meaning is carried by colour."""
+    filled = round(score * _BAR)
+    cells = ["#" if cell < filled else "·" for cell in range(_BAR)]
+    if threshold is not None:
+        cells.insert(min(_BAR, round(threshold * _BAR)), "|")
+    return "".join(cells)

@@ -1,0 +1,148 @@
+"""Scores to decisions: the only place where thresholds are applied and where a failure gets its meaning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from guardrail.errors import InputError, UsageError
+from guardrail.resources import digest
+from guardrail.scoring import Scores
+from guardrail.taxonomy import Taxonomy
+from guardrail.types import CategoryScore, Role, Verdict
+
+__all__ = ["Calibration", "OnError", "Policy", "Thresholds", "flagged_on_error"]
+
+OnError = Literal["closed", "open", "raise"]
+_FORMAT = 1
+
+
+def _checked(value: float | None, name: str) -> None:
+    if value is not None and not (isinstance(value, int | float) and 0.0 <= value <= 1.0):
+        raise UsageError(f"{name} is {value!r}, which is not a probability", hint="give a number from 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """At or above which score something is flagged, for one judged role.
+
+    `verdict` applies to P(unsafe); None leaves the verdict to the categories. `categories` holds the codes that have
+    a threshold of their own.
+    """
+
+    verdict: float | None = 0.5
+    categories: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _checked(self.verdict, "threshold")
+        for code, value in self.categories.items():
+            _checked(value, f"threshold of {code}")
+        if self.verdict is None and not self.categories:
+            raise UsageError("no threshold at all", hint="give one for the verdict or for a category")
+        object.__setattr__(self, "categories", MappingProxyType(dict(self.categories)))
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What `calibration.json` beside a checkpoint says: a temperature, and thresholds for each judged role."""
+
+    temperature: float = 1.0
+    user: Thresholds = Thresholds()
+    assistant: Thresholds = Thresholds()
+
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """Read the file; unknown keys and a wrong format number are errors that name them."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read the calibration: {error}", file=str(path)) from None
+        _only(raw, {"format", "temperature", "thresholds"}, path, "")
+        if raw.get("format") != _FORMAT:
+            raise InputError(f"expected {_FORMAT}, got {raw.get('format')!r}", file=str(path), field="format")
+        temperature = raw.get("temperature", 1.0)
+        if not isinstance(temperature, int | float) or not temperature > 0:
+            raise InputError(f"expected a number above 0, got {temperature!r}", file=str(path), field="temperature")
+        thresholds = raw.get("thresholds", {})
+        _only(thresholds, {role.value for role in Role}, path, "thresholds")
+        roles = {role: _thresholds(value, path, f"thresholds.{role}") for role, value in thresholds.items()}
+        return cls(float(temperature), **roles)
+
+
+def _only(raw: Any, known: set[str], path: Path, place: str) -> None:
+    if not isinstance(raw, dict):
+        raise InputError(f"expected an object, got {type(raw).__name__}", file=str(path), field=place or None)
+    for key in raw:
+        if key not in known:
+            name = f"{place}.{key}" if place else key
+            raise InputError("unknown key", file=str(path), field=name, hint=f"known: {', '.join(sorted(known))}")
+
+
+def _thresholds(raw: Any, path: Path, place: str) -> Thresholds:
+    _only(raw, {"verdict", "categories"}, path, place)
+    try:
+        return Thresholds(raw.get("verdict", 0.5), raw.get("categories", {}))
+    except (UsageError, TypeError, AttributeError) as error:
+        raise InputError(str(error), file=str(path), field=place) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Thresholds per role, and what a failed judgement means."""
+
+    user: Thresholds = Thresholds()
+    assistant: Thresholds = Thresholds()
+    on_error: OnError = "closed"
+
+    def __post_init__(self) -> None:
+        if self.on_error not in get_args(OnError):
+            known = ", ".join(get_args(OnError))
+            raise UsageError(f"on_error is {self.on_error!r}, which is not known", hint=f"known: {known}")
+
+    @property
+    def digest(self) -> str:
+        """Names this policy in a log; equal policies have equal digests."""
+        sides = [[t.verdict, sorted(t.categories.items())] for t in (self.user, self.assistant)]
+        return digest(json.dumps([sides, self.on_error]))
+
+    def check(self, taxonomy: Taxonomy) -> None:
+        """Refuse thresholds for codes that the taxonomy does not have: they would never apply."""
+        for thresholds in (self.user, self.assistant):
+            for code in thresholds.categories:
+                taxonomy.category(code)
+
+    def decide(self, scores: Scores, taxonomy: Taxonomy, role: Role) -> tuple[Verdict, tuple[CategoryScore, ...]]:
+        """The verdict and the scored categories.
+
+        Unsafe when P(unsafe) reaches the verdict threshold, or when a category reaches a threshold of its own. A
+        category without one is flagged when the verdict is unsafe by P(unsafe) and the category reaches the verdict
+        threshold too. When no category does, the highest one is: an unsafe verdict always names a reason.
+        """
+        thresholds = self.user if role is Role.USER else self.assistant
+        by_score = thresholds.verdict is not None and scores.unsafe >= thresholds.verdict
+        own = thresholds.categories
+        flags = [
+            score >= own[category.code]
+            if category.code in own
+            else by_score and thresholds.verdict is not None and score >= thresholds.verdict
+            for category, score in zip(taxonomy, scores.categories, strict=True)
+        ]
+        unsafe = by_score or any(flags)
+        if unsafe and not any(flags):
+            free = [index for index, category in enumerate(taxonomy) if category.code not in own]
+            if free:
+                flags[max(free, key=lambda index: scores.categories[index])] = True
+        categories = tuple(
+            CategoryScore(category.code, category.name, score, flag)
+            for category, score, flag in zip(taxonomy, scores.categories, flags, strict=True)
+        )
+        return (Verdict.UNSAFE if unsafe else Verdict.SAFE), categories
+
+
+def flagged_on_error(on_error: OnError) -> bool:
+    """Whether a conversation that could not be judged counts as flagged: yes, unless failing open was asked for."""
+    return on_error != "open"

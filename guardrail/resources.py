@@ -1,0 +1,43 @@
+"""Finds the data files that ship with the package; the only module that knows where they live."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from guardrail.errors import UsageError
+
+__all__ = ["digest", "folder", "names", "shipped"]
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def folder(kind: str) -> Path:
+    """The folder of one kind of shipped file: `taxonomies`, `prompts`, `evals`, or `model`."""
+    if kind == "model":
+        return _PACKAGE / "_model"
+    installed = _PACKAGE / "_data" / kind
+    return installed if installed.is_dir() else _PACKAGE.parent / kind
+
+
+def names(kind: str, suffix: str) -> tuple[str, ...]:
+    """The ids of all shipped files of a kind, sorted."""
+    return tuple(sorted(path.name.removesuffix(suffix) for path in folder(kind).glob(f"*{suffix}")))
+
+
+def shipped(kind: str, name: str, suffix: str) -> Path:
+    """The path of one shipped file; an unknown name is answered with the names that there are."""
+    import difflib
+
+    known = names(kind, suffix)
+    if name in known:
+        return folder(kind) / f"{name}{suffix}"
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UsageError(f"there is no {name!r} among the shipped {kind}", hint=f"{hint}available: {', '.join(known)}")
+
+
+def digest(data: bytes | str) -> str:
+    """The first 12 hex digits of a SHA-256: enough to tell versions apart in a log."""
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    return hashlib.sha256(raw).hexdigest()[:12]

@@ -1,0 +1,30 @@
+"""Fixtures for the assets that are not part of the project; their paths come from the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable, "")
+    if not value:
+        pytest.skip(f"{variable} is not set")
+    path = Path(value)
+    if not path.is_dir():
+        pytest.skip(f"{variable}: there is no folder {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files() -> Path:
+    """The folder with llama2/, llama3/ and llama4/tokenizer.model."""
+    return _folder("GUARDRAIL_TOKENIZERS")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with train/ and eval/."""
+    return _folder("GUARDRAIL_DATA")

@@ -1,0 +1,219 @@
+"""The composition: order, laziness, failure, threads, cancellation, windows."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardrail.backends.scripted import ScriptedBackend
+from guardrail.errors import BackendError, ConversationError, TaxonomyError, UsageError
+from guardrail.guard import Guard, load
+from guardrail.policy import OnError, Policy
+from guardrail.prompting import Prompt
+from guardrail.scoring import Logits
+from guardrail.taxonomy import Category, Taxonomy
+from guardrail.types import Verdict
+
+AB = Taxonomy(id="ab", name="AB", categories=(Category("A", "Alpha", "a"), Category("B", "Beta", "b")))
+
+
+def scripted(on_error: OnError = "closed", **options: float) -> Guard:
+    return Guard(ScriptedBackend.load("bad", **options), taxonomy=AB, policy=Policy(on_error=on_error))  # type: ignore[arg-type]
+
+
+def test_check_judges_a_text_and_says_what_judged_it() -> None:
+    decision = scripted().check("something bad")
+    assert (decision.verdict, decision.flagged, decision.role) == (Verdict.UNSAFE, True, "user")
+    assert decision.score == pytest.approx(0.99)
+    assert [category.code for category in decision.categories] == ["A", "B"]
+    assert decision.model.startswith("scripted:bad@")
+    assert decision.taxonomy == AB.ref
+    assert decision.template.startswith("encoder@")
+    assert decision.error is None
+
+
+def test_the_last_message_decides_the_role() -> None:
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "bad"}]
+    assert scripted().check(messages).role == "assistant"
+    assert scripted().check(messages).verdict is Verdict.UNSAFE
+
+
+@given(st.lists(st.sampled_from(["fine", "bad", "", "  "]), max_size=30), st.integers(1, 7))
+def test_check_many_gives_one_decision_each_in_order(texts: list[str], batch_size: int) -> None:
+    expected = {"fine": Verdict.SAFE, "bad": Verdict.UNSAFE, "": Verdict.ERROR, "  ": Verdict.ERROR}
+    decisions = list(scripted().check_many(texts, batch_size=batch_size))
+    assert [decision.verdict for decision in decisions] == [expected[text] for text in texts]
+
+
+def test_check_many_is_lazy() -> None:
+    taken: list[int] = []
+
+    def source() -> Iterator[str]:
+        for index in range(100):
+            taken.append(index)
+            yield "fine"
+
+    stream = scripted().check_many(source(), batch_size=5)
+    assert taken == []
+    next(stream)
+    assert len(taken) == 5
+    with pytest.raises(UsageError, match="batch_size"):
+        next(scripted().check_many(["x"], batch_size=0))
+
+
+@pytest.mark.parametrize(("on_error", "flagged"), [("closed", True), ("open", False)])
+def test_unusable_input_is_an_error_decision_never_safe(on_error: OnError, flagged: bool) -> None:
+    decision = scripted(on_error).check([{"role": "user", "content": 5}])  # type: ignore[list-item]
+    assert (decision.verdict, decision.flagged, decision.score) == (Verdict.ERROR, flagged, None)
+    assert decision.categories == ()
+    assert decision.error is not None
+    assert "messages[0].content" in decision.error
+
+
+def test_on_error_raise_raises_in_order() -> None:
+    stream = scripted("raise").check_many(["fine", ""], batch_size=1)
+    assert next(stream).verdict is Verdict.SAFE
+    with pytest.raises(ConversationError):
+        next(stream)
+
+
+def failing(prompt: Prompt) -> Logits:
+    if "crash" in prompt.text:
+        raise RuntimeError("the device went away")
+    if "row" in prompt.text:
+        raise BackendError("this row only")
+    if "nan" in prompt.text:
+        return Logits(0.0, float("nan"), (0.0, 0.0))
+    return Logits(0.0, -3.0, (-3.0, -3.0))
+
+
+def test_a_crash_of_the_classifier_is_an_error_for_every_row_of_its_batch() -> None:
+    guard = Guard(ScriptedBackend(failing), taxonomy=AB)
+    decisions = list(guard.check_many(["fine", "crash", "fine"], batch_size=2))
+    assert [decision.verdict for decision in decisions] == [Verdict.ERROR, Verdict.ERROR, Verdict.SAFE]
+    assert decisions[0].error == "RuntimeError: the device went away"
+    assert decisions[0].flagged
+
+
+def test_a_failed_row_and_a_nan_are_errors_for_that_row_only() -> None:
+    guard = Guard(ScriptedBackend(failing), taxonomy=AB)
+    decisions = list(guard.check_many(["fine", "row", "nan", "fine"]))
+    expected = [Verdict.SAFE, Verdict.ERROR, Verdict.ERROR, Verdict.SAFE]
+    assert [decision.verdict for decision in decisions] == expected
+    assert decisions[2].error == "the classifier returned NaN"
+
+
+class Short(ScriptedBackend):
+    """Answers one prompt too few."""
+
+    def logits(self, prompts, categories=True):  # type: ignore[no-untyped-def]
+        return super().logits(prompts, categories)[1:]
+
+
+def test_a_missing_answer_is_an_error_not_a_shift() -> None:
+    guard = Guard(Short(lambda prompt: Logits(0.0, -3.0, (0.0, 0.0))), taxonomy=AB)
+    assert [decision.verdict for decision in guard.check_many(["a", "b"])] == [Verdict.ERROR, Verdict.ERROR]
+
+
+def test_a_long_text_is_judged_in_windows_and_the_worst_counts() -> None:
+    guard = scripted(max_tokens=64)
+    text = "fine " * 100 + "bad" + " fine" * 100
+    assert guard.check(text).verdict is Verdict.UNSAFE
+    assert guard.check("fine " * 200).verdict is Verdict.SAFE
+
+
+def test_each_asks_about_every_category_alone() -> None:
+    def script(prompt: Prompt) -> Logits:
+        unsafe = 2.0 if "B" in prompt.taxonomy.codes else -2.0
+        return Logits(0.0, unsafe, (unsafe,) * len(prompt.taxonomy))
+
+    guard = Guard(ScriptedBackend(script), taxonomy=AB, category_scores="each")
+    alpha, beta = guard.check("hello").categories
+    assert alpha.score == pytest.approx(0.1192, abs=1e-4)
+    assert beta.score == pytest.approx(0.8808, abs=1e-4)
+    with pytest.raises(UsageError, match="category_scores"):
+        Guard(ScriptedBackend(script), category_scores="all")  # type: ignore[arg-type]
+
+
+def test_many_threads_get_their_own_answers() -> None:
+    guard = scripted()
+    texts = ["bad" if index % 3 == 0 else "fine" for index in range(300)]
+    with ThreadPoolExecutor(8) as pool:
+        verdicts = [decision.verdict for decision in pool.map(guard.check, texts)]
+    assert verdicts == [Verdict.UNSAFE if text == "bad" else Verdict.SAFE for text in texts]
+
+
+def test_acheck_leaves_the_event_loop_free() -> None:
+    async def main() -> int:
+        guard = scripted(delay=0.3)
+        ticks = 0
+        task = asyncio.create_task(guard.acheck("bad"))
+        while not task.done():
+            ticks += 1
+            await asyncio.sleep(0.01)
+        assert (await task).verdict is Verdict.UNSAFE
+        guard.close()
+        return ticks
+
+    assert asyncio.run(main()) > 5
+
+
+def test_cancelling_acheck_returns_at_once_and_drops_what_had_not_started() -> None:
+    judged: list[str] = []
+    started = threading.Event()
+
+    def script(prompt: Prompt) -> Logits:
+        judged.append(prompt.text)
+        started.set()
+        time.sleep(0.2)
+        return Logits(0.0, 0.0, (0.0, 0.0))
+
+    async def main() -> None:
+        guard = Guard(ScriptedBackend(script), taxonomy=AB)
+        tasks = [asyncio.create_task(guard.acheck(f"text {index}")) for index in range(50)]
+        await asyncio.to_thread(started.wait, 5)
+        before = time.perf_counter()
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert time.perf_counter() - before < 0.15
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+        await asyncio.to_thread(guard.close)
+
+    asyncio.run(main())
+    assert 0 < len(judged) < 10
+
+
+def test_thresholds_replace_the_calibrated_ones() -> None:
+    assert load("scripted:bad", threshold=0.995).check("bad").verdict is Verdict.SAFE
+    assert load("scripted:bad", thresholds={"G1": 0.005}).check("fine").verdict is Verdict.UNSAFE
+    with pytest.raises(TaxonomyError, match="'X9'"):
+        load("scripted:bad", thresholds={"X9": 0.5})
+
+
+def test_the_fingerprint_follows_what_decides() -> None:
+    base = load("scripted:bad").fingerprint
+    assert load("scripted:bad").fingerprint == base
+    assert load("scripted:good").fingerprint != base
+    assert load("scripted:bad", threshold=0.4).fingerprint != base
+    assert load("scripted:bad", taxonomy="openai-moderation").fingerprint != base
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        ("openai:http://localhost:1/v1", {}, "cannot be used yet"),
+        ("scripted:bad", {"device": "cpu"}, "takes no option 'device'"),
+        ("embedded", {"dtype": "float16"}, "takes no option 'dtype'"),
+    ],
+)
+def test_unusable_models_and_options_are_refused(model: str, options: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        load(model, **options)  # type: ignore[arg-type]
