@@ -56,7 +56,7 @@ class Guard:
         template: Template | None = None,
         policy: Policy | None = None,
         category_scores: CategoryScores = "first",
-        policy_text: bool = True,
+        policy_text: bool | None = None,
     ) -> None:
         if category_scores not in get_args(CategoryScores):
             raise UsageError(f"category_scores is {category_scores!r}, which is not known", hint="known: first, each")
@@ -226,7 +226,7 @@ def load(
     thresholds: Mapping[str, float] | None = None,
     on_error: OnError = "closed",
     category_scores: CategoryScores = "first",
-    policy_text: bool = True,
+    policy_text: bool | None = None,
     **options: Any,
 ) -> Guard:
     """A guard, ready to check.
@@ -235,7 +235,8 @@ def load(
     `encoder:FOLDER`. `taxonomy` is the name of a shipped one or a file; without it, the one the weights were trained
     on. `template` is a prompt format other than the checkpoint's. `threshold` (for P(unsafe)) and `thresholds` (by
     category code) replace the calibrated ones for both roles. `options` go to the backend: `device`, `dtype`,
-    `quantize`, `token_budget`, `revision` for a checkpoint, `threads` for an encoder.
+    `quantize`, `token_budget`, `revision` for a checkpoint, `threads` for an encoder. `policy_text` shows or hides the
+    definitions; by default as the checkpoint's family was trained, and shown for any other taxonomy.
     """
     if template is not None and model != EMBEDDED:
         options["template"] = template

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No test asserts a time: these machines are shared.
+settings.register_profile("guardrail", deadline=None)
+settings.load_profile("guardrail")
 
 
 def _folder(variable: str) -> Path:

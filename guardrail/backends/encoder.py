@@ -3,17 +3,22 @@
 The graph has the inputs `input_ids`, `attention_mask`, `token_type_ids` (B, T) and `category_vectors` (C, 384), and
 the outputs `category_logits` (B, C), `verdict_logit` (B,) and `vector` (B, 384). A taxonomy is encoded once: each
 category's text goes through the same graph, and its `vector` is the category's row in `category_vectors`.
+
+Every text is run by itself (B = 1), several at a time on threads of their own. The int8 graph takes the range of its
+activations from the whole batch, so in a batch a text's score would depend on its neighbours; alone it cannot, nothing
+is padded, and two single-threaded runs side by side are as fast as one batch on two threads.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -30,11 +35,11 @@ from guardrail.types import Conversation
 
 __all__ = ["EncoderBackend"]
 
+T = TypeVar("T")
+R = TypeVar("R")
 Vectors = NDArray[np.float32]
 
 _FORMAT = 1
-# Padded tokens in one run: large enough to fill the matrix units, small enough to stay in the cache.
-_TOKEN_BUDGET = 4096
 _TAXONOMIES = 16
 
 
@@ -48,7 +53,8 @@ class EncoderBackend:
         self._dimension = int(config["dimension"])
         self._template_id = str(config["template"])
         self._taxonomy_id = str(config["taxonomy"])
-        self._session = _session(path / "model.onnx", threads)
+        self._session = _session(path / "model.onnx")
+        self._threads = threads or os.cpu_count() or 1
         self.name = f"{config['id']}@{config['digest']}"
         self._vectors: dict[str, Vectors] = {}
         self._lock = Lock()
@@ -82,43 +88,43 @@ class EncoderBackend:
         return Calibration.read(file) if file.is_file() else Calibration()
 
     def logits(self, prompts: Sequence[Prompt], categories: bool = True) -> list[Logits | BackendError]:
-        """One answer per prompt; prompts of one taxonomy are sorted by length and run together."""
-        answers: list[Logits | BackendError | None] = [None] * len(prompts)
-        by_taxonomy: dict[str, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            by_taxonomy.setdefault(prompt.taxonomy.digest, []).append(index)
-        for indices in by_taxonomy.values():
-            vectors = self._category_vectors(prompts[indices[0]].taxonomy)
-            ids = [self.tokenizer.encode(prompts[index]) for index in indices]
-            for rows in _batches([len(row) for row in ids]):
-                logits, verdicts = self._run([ids[row] for row in rows], vectors)
-                for row, values, verdict in zip(rows, logits, verdicts, strict=True):
-                    scores = tuple(values) if categories else ()
-                    answers[indices[row]] = Logits(0.0, verdict, scores)
-        return [BackendError("the classifier gave no answer") if answer is None else answer for answer in answers]
+        """One answer per prompt."""
+        # Encoded here, not on the workers: encoding a taxonomy waits for workers itself.
+        vectors = {prompt.taxonomy.digest: self._category_vectors(prompt.taxonomy) for prompt in prompts}
+
+        def answer(prompt: Prompt) -> Logits | BackendError:
+            ids = self.tokenizer.encode(prompt)
+            if len(ids) > self.max_tokens:
+                return BackendError(f"the prompt has {len(ids)} tokens, the model reads {self.max_tokens}")
+            outputs = ["verdict_logit", "category_logits"] if categories else ["verdict_logit"]
+            verdict, *rest = self._session.run(outputs, self._feed(ids, vectors[prompt.taxonomy.digest]))
+            return Logits(0.0, float(verdict[0]), tuple(rest[0][0].tolist()) if rest else ())
+
+        return self._each(answer, prompts)
 
     def close(self) -> None:
-        """Forget the encoded taxonomies."""
+        """Stop the threads and forget the encoded taxonomies."""
+        if "_workers" in self.__dict__:
+            self._workers.shutdown()
         self._vectors.clear()
 
-    def _run(self, ids: Sequence[Sequence[int]], vectors: Vectors) -> tuple[list[list[float]], list[float]]:
-        """Category logits (B, C) and verdict logits (B,)."""
-        logits, verdict = self._session.run(["category_logits", "verdict_logit"], self._feed(ids, vectors))
-        return logits.tolist(), verdict.tolist()
+    def _each(self, run: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """`run` on every item, in parallel where there is more than one."""
+        if len(items) < 2 or self._threads < 2:
+            return [run(item) for item in items]
+        return list(self._workers.map(run, items))
 
-    def _feed(self, ids: Sequence[Sequence[int]], vectors: Vectors) -> dict[str, NDArray[Any]]:
-        longest = max(map(len, ids))
-        if longest > self.max_tokens:
-            raise BackendError(f"a prompt of {longest} tokens is longer than the {self.max_tokens} that the model reads")
-        batch = np.zeros((len(ids), longest), dtype=np.int64)
-        mask = np.zeros_like(batch)
-        for row, values in enumerate(ids):
-            batch[row, : len(values)] = values
-            mask[row, : len(values)] = 1
+    @cached_property
+    def _workers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="guardrail-encoder")
+
+    def _feed(self, ids: Sequence[int], vectors: Vectors) -> dict[str, NDArray[Any]]:
+        row = np.array([ids], dtype=np.int64)
         # What follows the first separator is context: the second segment of the encoder's pre-training.
-        ends = np.cumsum(batch == self._separator, axis=1) - (batch == self._separator)
-        types = ((ends > 0) & (mask > 0)).astype(np.int64)
-        return {"input_ids": batch, "attention_mask": mask, "token_type_ids": types, "category_vectors": vectors}
+        types = np.zeros_like(row)
+        types[0, ids.index(self._separator) + 1 :] = 1
+        mask = np.ones_like(row)
+        return {"input_ids": row, "attention_mask": mask, "token_type_ids": types, "category_vectors": vectors}
 
     @cached_property
     def _separator(self) -> int:
@@ -163,26 +169,15 @@ class EncoderBackend:
         for at in range(0, len(inner), size):
             yield [ids[0], *inner[at : at + size], ids[-1]]
 
-    def _encode(self, ids: Sequence[Sequence[int]]) -> Vectors:
+    def _encode(self, rows: Sequence[Sequence[int]]) -> Vectors:
         """One vector per text (N, 384)."""
         nothing = np.zeros((1, self._dimension), dtype=np.float32)
-        result = np.zeros((len(ids), self._dimension), dtype=np.float32)
-        for rows in _batches([len(row) for row in ids]):
-            (vector,) = self._session.run(["vector"], self._feed([ids[row] for row in rows], nothing))
-            result[rows] = vector
-        return result
 
+        def vector(ids: Sequence[int]) -> Vectors:
+            (values,) = self._session.run(["vector"], self._feed(ids, nothing))
+            return np.asarray(values[0], dtype=np.float32)
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Row numbers, shortest first, in groups whose padded size stays within the token budget."""
-    group: list[int] = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if group and lengths[row] * (len(group) + 1) > _TOKEN_BUDGET:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
+        return np.stack(self._each(vector, rows))
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -198,9 +193,9 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _session(file: Path, threads: int | None) -> ort.InferenceSession:
+def _session(file: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or min(os.cpu_count() or 1, 8)
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from guardrail.errors import ModelError
+
 __all__ = ["Forward", "Prefix"]
 
 _PROBE = 8  # tokens
@@ -66,9 +68,11 @@ class Forward:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._decoder = model.get_decoder()
+        decoder = model.get_decoder()
+        self._decoder = model.model if decoder is model else decoder  # Llama 4's class names itself
         self._head = model.get_output_embeddings()
         self.device: torch.device = self._head.weight.device
+        self.dtype: torch.dtype = model.dtype
         self._plain_head, self.shares_prefix, self.bytes_per_token = self._probe()
 
     @torch.inference_mode()
@@ -83,7 +87,10 @@ class Forward:
 
     @torch.inference_mode()
     def read(
-        self, rows: Sequence[Sequence[int]], prefix: Prefix | None, places: Sequence[tuple[int, int]],
+        self,
+        rows: Sequence[Sequence[int]],
+        prefix: Prefix | None,
+        places: Sequence[tuple[int, int]],
         tokens: Sequence[int],
     ) -> list[list[float]]:
         """The logits of `tokens` at each of `places`.
@@ -102,7 +109,7 @@ class Forward:
             bias = getattr(self._head, "bias", None)
             logits = torch.nn.functional.linear(states, weight, None if bias is None else bias[wanted].float())
         else:
-            kept, column = position.unique(return_inverse=True)
+            kept, column = torch.unique(position, return_inverse=True)
             output = self._model(ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=kept)
             logits = output.logits[row, column][:, wanted].float()
         values: list[list[float]] = logits.tolist()
@@ -122,21 +129,30 @@ class Forward:
         """What this architecture allows, found by trying it on a few tokens.
 
         Whether its logits are the plain product of hidden states and output embeddings (some scale or squash them),
-        whether its layers take a cached prefix, and the bytes of cache per token.
+        whether its layers take a cached prefix, and the bytes of cache per token. `ModelError` when tokens see what
+        follows them: neither padding nor forced tokens would be harmless.
         """
         ids = list(range(_PROBE))
+        first, rest = ids[: _PROBE // 2], ids[_PROBE // 2 :]
         states = self._decode(self._tensor([ids]), None)
+        if not states.isfinite().all():
+            raise ModelError(f"the model's numbers overflow in {self.dtype}", hint="use dtype='bfloat16' or 'float32'")
+        if not _close(self._decode(self._tensor([first]), None), states[:, : len(first)]):
+            raise ModelError("the model is not causal: its tokens see the tokens that follow them")
         whole = self._model(self._tensor([ids]), use_cache=False).logits
         plain = self._head.weight.is_floating_point() and torch.allclose(self._head(states), whole, rtol=1e-5, atol=0)
         try:
-            prefix = self.prefix(ids[: _PROBE // 2])
+            prefix = self.prefix(first)
             cache = Cache(layers=[_SharedLayer(*pair) for pair in prefix.states])
-            rest = self._decode(self._tensor([ids[_PROBE // 2 :]]), cache)
-        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            _log.warning("the policy prefix is computed anew for each request: %s", error)
-            return plain, False, 0
-        difference = (rest - states[:, _PROBE // 2 :]).abs().max().item()
-        if not difference <= 0.05 * states.abs().max().item():
-            _log.warning("the policy prefix is computed anew for each request: this model's layers do not allow it")
+            shares = _close(self._decode(self._tensor([rest]), cache), states[:, len(first) :])
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            shares = False
+        if not shares:
+            _log.warning("the policy is computed anew for each request: this architecture does not allow to share it")
             return plain, False, 0
         return plain, True, prefix.nbytes // len(prefix.ids)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Equal up to the rounding of half precision; what is computed differently is far off."""
+    return bool((one - other).abs().max() <= 0.05 * other.abs().max())

@@ -15,7 +15,7 @@ _SLACK = 32  # tokens; a cached prefix this much shorter than what the prompts s
 _ENTRIES = 1024
 
 
-def common_length(rows: Sequence[Sequence[int]]) -> int:
+def common_length(rows: Sequence[tuple[int, ...]]) -> int:
     """How many tokens all rows begin with. Whatever the first and last row in sorted order share, all share."""
     first, last = min(rows), max(rows)
     low, high = 0, min(len(first), len(last))

@@ -60,7 +60,13 @@ class ScriptedBackend:
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """One token per byte, so that lengths are easy to reason about."""
-        return TextTokenizer.from_json(_BYTES.to_str())
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
+        return TextTokenizer.from_json(tokenizer.to_str())
 
     def logits(self, prompts: Sequence[Prompt], categories: bool = True) -> list[Logits | BackendError]:
         """What the script answers."""

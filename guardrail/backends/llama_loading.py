@@ -1,0 +1,171 @@
+"""Loads a checkpoint, from a folder or the hub, and turns whatever can go wrong there into one line."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import cached_file
+
+from guardrail.errors import GuardrailError, ModelError, UsageError
+
+__all__ = ["DTYPES", "Checkpoint", "Quantize", "load_checkpoint", "pick_device", "pick_dtype"]
+
+Quantize = Literal["8bit", "4bit"]
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_BLOCK = 4096
+_BLOCKS = 256
+_HINTS: Final = (
+    (("gated", "401", "403", "access to model"), "accept its licence on the model's page, then log in: hf auth login"),
+    (("offline", "connect", "resolve"), "there is no connection: download it beforehand, or name a local folder"),
+    (("out of memory", "not enough memory"), "use dtype='bfloat16', or on a GPU quantize='8bit'"),
+    (("not a valid model identifier", "404"), "check the spelling: a folder, or a hub id such as ORGANISATION/NAME"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was loaded: a transformers model in evaluation mode, its tokenizer, and where it came from."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    """`id@digest`: the hub id or the folder's name, and a digest of configuration and weights."""
+    folder: Path
+    positions: int
+    """The longest sequence, in tokens, that the model was made for."""
+    vocabulary: int
+    """How many tokens the model has logits for."""
+
+
+def load_checkpoint(
+    model: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    quantize: Quantize | None = None,
+    revision: str | None = None,
+) -> Checkpoint:
+    """Load tokenizer and weights; code that a checkpoint brings along is never run.
+
+    `device` defaults to a GPU where there is one; `dtype` defaults to float32 on the CPU and to the checkpoint's own
+    elsewhere. Raises `UsageError` for an option that cannot be used here, else `ModelError`.
+    """
+    target = pick_device(device)
+    options: dict[str, Any] = {"dtype": pick_dtype(dtype, target)}
+    if target.type == "cuda":
+        options["device_map"] = {"": target}
+    if quantize is not None:
+        options["quantization_config"] = _quantization(quantize, target, options["dtype"])
+    source = _source(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        weights, info = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, output_loading_info=True, **options
+        )
+        if target.type != "cuda":
+            weights = weights.to(target)
+        folder = Path(cached_file(source, "config.json", revision=revision)).parent
+    except GuardrailError:
+        raise
+    except Exception as error:
+        raise ModelError(f"cannot load {model!r}: {_first_line(error)}", hint=_hint(error)) from error
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{model!r} lacks {len(missing)} of the model's weights, among them {missing[0]}",
+            hint="it is no causal language model, or it is not complete",
+        )
+    label = Path(source).resolve().name if Path(source).is_dir() else model
+    return Checkpoint(
+        model=weights.eval(),
+        tokenizer=tokenizer,
+        name=f"{label}@{_digest(folder)}",
+        folder=folder,
+        positions=getattr(weights.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize,
+        vocabulary=weights.get_output_embeddings().weight.shape[0],
+    )
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device by name, `cuda`, `mps` or `cpu`; by default the first of these that there is."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device is None:
+        return torch.device(next(name for name, there in available.items() if there))
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        target = torch.device("meta")
+    if target.type not in available:
+        raise UsageError(f"device {device!r} is not known", hint=f"known: {', '.join(available)}")
+    if not available[target.type]:
+        raise UsageError(f"device {device!r} is not available here", hint="use device='cpu'")
+    return target
+
+
+def pick_dtype(dtype: str | None, device: torch.device) -> torch.dtype | Literal["auto"]:
+    """The floating-point type by name; by default float32 on the CPU and the checkpoint's own elsewhere."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else "auto"
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not known", hint=f"known: {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _quantization(quantize: str, device: torch.device, dtype: torch.dtype | str) -> Any:
+    if quantize not in ("8bit", "4bit"):
+        raise UsageError(f"quantize is {quantize!r}, which is not known", hint="known: 8bit, 4bit")
+    if device.type != "cuda":
+        raise UsageError(f"quantize={quantize!r} needs a CUDA device, not {device.type}", hint="leave it out")
+    try:
+        import bitsandbytes  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
+    except ModuleNotFoundError:
+        raise ModelError("bitsandbytes is not installed", hint="pip install bitsandbytes") from None
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute)
+
+
+def _source(model: str) -> str:
+    """A folder that exists, or a hub id."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{model!r} holds no checkpoint: there is no config.json")
+        return str(path)
+    if path.exists() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise ModelError(f"there is no folder {model!r}", hint="name a checkpoint's folder, or a hub id")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _hint(error: Exception) -> str | None:
+    text = str(error).lower()
+    return next((hint for signs, hint in _HINTS if any(sign in text for sign in signs)), None)
+
+
+def _digest(folder: Path) -> str:
+    """12 hex digits over the configuration and, of each weight file, its size and evenly spaced blocks.
+
+    Reading all of a large checkpoint would take minutes; the samples tell fine-tuned weights apart.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"\0{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            for offset in sorted({size * block // _BLOCKS for block in range(_BLOCKS)}):
+                file.seek(offset)
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()[:12]

@@ -1,0 +1,266 @@
+"""Prompt to token ids. Control tokens go in by id; text is encoded by a vocabulary that does not contain them."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import PreTokenizer
+
+from guardrail.code_trie import CodeEdge, CodeNode, CodeTrie, build_trie, code_logprobs
+from guardrail.errors import ModelError
+from guardrail.prompting import Prompt, Template
+
+__all__ = [
+    "CodeEdge",
+    "CodeNode",
+    "CodeTrie",
+    "TextTokenizer",
+    "VerdictTokens",
+    "code_logprobs",
+    "code_trie",
+    "verdict_tokens",
+]
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+# Added tokens that are plain writing (runs of spaces in some vocabularies) stay part of text; all others are control.
+_PLAIN = re.compile(r"[\w\s]+")
+
+
+class TextTokenizer:
+    """Encodes prompts for one vocabulary. Thread-safe.
+
+    Text cannot become a control token, by construction: no control token is in the vocabulary that text is encoded
+    with, neither as a special token nor under its name nor as the result of a merge.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        """`config` is a parsed tokenizer.json; prefer `from_json`. It is altered."""
+        unknown = _unknown(config["model"])
+        self._control = _separate(config)
+        self._names = {number: token for token, number in self._control.items()}
+        self._ordinary = unknown
+        try:
+            self._first = Tokenizer.from_str(json.dumps(config))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"cannot read the tokenizer: {error}") from None
+        for token in config["added_tokens"]:
+            if self._first.token_to_id(token["content"]) != token["id"]:
+                raise ModelError(f"the tokenizer's token {token['content']!r} would get another id")
+        self._later = _inside(self._first, config.get("pre_tokenizer"))
+
+    @classmethod
+    def from_json(cls, text: str) -> TextTokenizer:
+        """From the contents of a tokenizer.json."""
+        try:
+            config = json.loads(text)
+        except ValueError as error:
+            raise ModelError(f"the tokenizer is not JSON: {error}") from None
+        if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+            raise ModelError("the tokenizer file holds no model", hint="expected a tokenizer.json")
+        return cls(config)
+
+    @classmethod
+    def from_transformers(cls, tokenizer: Any) -> TextTokenizer:
+        """From a fast transformers tokenizer."""
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ModelError(
+                f"{type(tokenizer).__name__} has no fast tokenizer", hint="the checkpoint needs a tokenizer.json"
+            )
+        return cls.from_json(backend.to_str())
+
+    @property
+    def control(self) -> frozenset[int]:
+        """The ids that no text can give."""
+        return frozenset(self._names) - {self._ordinary}
+
+    def control_id(self, token: str) -> int:
+        """The id of one control token; `ModelError` when the vocabulary does not have it."""
+        try:
+            return self._control[token]
+        except KeyError:
+            raise ModelError(
+                f"the tokenizer has no control token {token!r}",
+                hint="template and checkpoint are of different families",
+            ) from None
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The ids of a prompt: those that the whole string gives when it is encoded with special tokens parsed."""
+        ids: list[int] = []
+        for segment in prompt.segments:
+            if segment.control:
+                ids.append(self.control_id(segment.text))
+            else:
+                ids += self._ids(segment.text, self._later if ids else self._first)
+        return ids
+
+    def encode_text(self, text: str, *, inside: bool = True) -> list[int]:
+        """The ids of a text: as it stands inside a prompt, behind a token, or at the very start of one."""
+        return self._ids(text, self._later if inside else self._first)
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of `encode_text(text)` begins and ends in the text, in characters."""
+        found: list[tuple[int, int]] = self._later.encode(_encodable(text), add_special_tokens=False).offsets
+        return found
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids, control tokens visible; for people, not for encoding again."""
+        parts: list[str] = []
+        run: list[int] = []
+        for token in ids:
+            if token not in self._names:
+                run.append(token)
+                continue
+            parts += [self._later.decode(run, skip_special_tokens=False), self._names[token]]
+            run = []
+        return "".join([*parts, self._later.decode(run, skip_special_tokens=False)])
+
+    def _ids(self, text: str, tokenizer: Tokenizer) -> list[int]:
+        found: list[int] = tokenizer.encode(_encodable(text), add_special_tokens=False).ids
+        return found
+
+
+def _encodable(text: str) -> str:
+    return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
+
+
+def _separate(config: dict[str, Any]) -> dict[str, int]:
+    """Take the control tokens out of a tokenizer.json; returns the ids of all that were taken out.
+
+    The unknown token stays usable: it is what a text gives that the vocabulary cannot express.
+    """
+    added = config.get("added_tokens") or []
+    plain = [token for token in added if not token["special"] and _PLAIN.fullmatch(token["content"])]
+    taken = {token["content"]: int(token["id"]) for token in added if token not in plain}
+    config.update(added_tokens=plain, post_processor=None, truncation=None, padding=None)
+    _hide(config["model"], taken)
+    return taken
+
+
+def _unknown(model: dict[str, Any]) -> int | None:
+    """The id of a model's unknown token."""
+    if isinstance(model["vocab"], list):
+        return model.get("unk_id")
+    found: int | None = model["vocab"].get(model.get("unk_token"))
+    return found
+
+
+def _hide(model: dict[str, Any], taken: dict[str, int]) -> None:
+    """Give tokens names in the vocabulary that no text contains, and drop the merges that would lead to them."""
+    hidden = f"\ue000{secrets.token_hex(16)}:"
+    vocabulary = model["vocab"]
+    ids = set(taken.values())
+    if isinstance(vocabulary, list):  # Unigram: ids are positions
+        model["vocab"] = [
+            [f"{hidden}{index}" if piece in taken or index in ids else piece, score]
+            for index, (piece, score) in enumerate(vocabulary)
+        ]
+        return
+    names = {token: f"{hidden}{number}" for token, number in vocabulary.items() if token in taken or number in ids}
+    if not names:
+        return
+    model["vocab"] = {names.get(token, token): number for token, number in vocabulary.items()}
+    if "merges" in model:
+        model["merges"] = [merge for merge in model["merges"] if not _involves(merge, names)]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+
+
+def _involves(merge: str | Sequence[str], tokens: Container[str]) -> bool:
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left + right in tokens or left in tokens or right in tokens
+
+
+def _inside(tokenizer: Tokenizer, settings: Any) -> Tokenizer:
+    """The tokenizer for text that is not at the start of the prompt.
+
+    SentencePiece vocabularies may put a space before the first text only; the two differ in nothing else, and share
+    the vocabulary.
+    """
+    changed = json.loads(json.dumps(settings), object_hook=_without_prefix)
+    if changed == settings:
+        return tokenizer
+    later = Tokenizer(tokenizer.model)
+    if tokenizer.normalizer is not None:
+        later.normalizer = tokenizer.normalizer
+    later.decoder = tokenizer.decoder
+    later.pre_tokenizer = _pre_tokenizer(changed)
+    return later
+
+
+def _without_prefix(settings: dict[str, Any]) -> dict[str, Any]:
+    return {**settings, "prepend_scheme": "never"} if settings.get("prepend_scheme") == "first" else settings
+
+
+def _pre_tokenizer(settings: Any) -> PreTokenizer:
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    loaded = Tokenizer.from_str(json.dumps({"model": empty, "added_tokens": [], "pre_tokenizer": settings}))
+    found: PreTokenizer = loaded.pre_tokenizer
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictTokens:
+    """Where and how a generative family says its verdict."""
+
+    safe: tuple[int, ...]
+    """The single tokens that say safe; their probabilities add up."""
+    unsafe: tuple[int, ...]
+    prefix: tuple[int, ...]
+    """What stands between the prompt and the verdict: append it, then read the verdict's logits."""
+
+
+def verdict_tokens(tokenizer: TextTokenizer, template: Template) -> VerdictTokens:
+    """The verdict's tokens in this vocabulary; `ModelError` when a verdict word is not one token."""
+    if template.encoder:
+        raise ModelError(f"the template {template.id!r} has no verdict words", hint="it belongs to an encoder")
+    safe, unsafe = (tuple(_single(tokenizer, word) for word in words) for words in (template.safe, template.unsafe))
+    if shared := set(safe) & set(unsafe):
+        raise ModelError(f"the tokenizer writes safe and unsafe with the same token {min(shared)}")
+    return VerdictTokens(safe, unsafe, tuple(tokenizer.encode_text(template.answer_prefix)))
+
+
+def _single(tokenizer: TextTokenizer, word: str) -> int:
+    ids = tuple(tokenizer.encode_text(word))
+    if len(ids) != 1:
+        # A vocabulary that puts a space before every text: read the word behind another text instead.
+        ids = _behind(tokenizer, "]", word)
+    if len(ids) != 1:
+        raise ModelError(
+            f"the tokenizer writes the verdict word {word!r} with {len(ids)} tokens instead of one",
+            hint="the checkpoint is not of the template's family; choose another template",
+        )
+    return ids[0]
+
+
+def _behind(tokenizer: TextTokenizer, before: str, text: str) -> tuple[int, ...]:
+    start, whole = tokenizer.encode_text(before), tokenizer.encode_text(before + text)
+    if whole[: len(start)] != start:
+        raise ModelError(f"the tokenizer writes {text!r} and what comes before it as one")
+    return tuple(whole[len(start) :])
+
+
+def code_trie(tokenizer: TextTokenizer, template: Template, codes: Sequence[str]) -> CodeTrie:
+    """The codes' tokens behind the verdict `unsafe` and a newline; `codes` are those that the prompt shows."""
+    verdict = verdict_tokens(tokenizer, template)
+    word = template.unsafe[0]
+    line = f"{word}\n"
+    paths = [_behind(tokenizer, word, f"\n{code}") for code in codes]
+    ends = {
+        index: _ends(tokenizer, template, line, codes, index)
+        for index, path in enumerate(paths)
+        if any(len(other) > len(path) and other[: len(path)] == path for other in paths)
+    }
+    return build_trie(codes, paths, (*verdict.prefix, verdict.unsafe[0]), ends)
+
+
+def _ends(tokenizer: TextTokenizer, template: Template, line: str, codes: Sequence[str], index: int) -> tuple[int, ...]:
+    """The tokens that show that a code ends here: the forms of the comma, and the end of the answer."""
+    commas = {_behind(tokenizer, line + codes[index], text)[0] for text in (",", f",{codes[0]}")}
+    return (*sorted(commas), *(tokenizer.control_id(token) for token in template.stop))

@@ -1,0 +1,87 @@
+"""Reads all sources, holds a part out, and draws each pass's rows by the configured amounts."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from guardrail.errors import UsageError
+from guardrail.training.dedupe import EvaluationIndex, evaluation_texts
+from guardrail.training.labels import HazardTable
+from guardrail.training.rows import Row
+from guardrail.training.sources import SOURCES, held_out, read_source
+
+__all__ = ["Amount", "Mix", "read_mix"]
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How much of a source one pass sees: at most `rows`, each at most `repeat` times, weighted by `weight`."""
+
+    rows: int
+    repeat: int = 1
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Training rows by source, the held-out rows, and the manifest's entries."""
+
+    train: dict[str, list[Row]]
+    held_out: list[Row]
+    manifest: list[dict[str, Any]]
+    amounts: dict[str, Amount]
+
+    def sample(self, number: int, seed: int) -> list[Row]:
+        """The rows of pass `number`: unsafe and safe rows of a source in equal parts as far as both are there."""
+        chosen = random.Random(f"{seed} {number}")
+        result: list[Row] = []
+        for name, amount in self.amounts.items():
+            picked = _balanced(self.train[name], amount, chosen)
+            result.extend(replace(row, weight=row.weight * amount.weight) for row in picked)
+        return result
+
+
+def _balanced(rows: Sequence[Row], amount: Amount, chosen: random.Random) -> list[Row]:
+    unsafe = [row for row in rows if row.unsafe >= 0.5]
+    others = [row for row in rows if row.unsafe < 0.5]
+    total = min(amount.rows, len(rows) * amount.repeat)
+    smaller = min(len(unsafe), len(others)) * amount.repeat
+    first = min(total // 2, smaller)
+    counts = (first, total - first) if len(unsafe) < len(others) else (total - first, first)
+    return [row for part, count in zip((unsafe, others), counts, strict=True) for row in _draw(part, count, chosen)]
+
+
+def _draw(rows: Sequence[Row], count: int, chosen: random.Random) -> list[Row]:
+    picked: list[Row] = []
+    while rows and len(picked) < count:
+        picked.extend(chosen.sample(rows, min(len(rows), count - len(picked))))
+    return picked
+
+
+def read_mix(data: Path, hazards: HazardTable, amounts: Mapping[str, Mapping[str, float]], share: float) -> Mix:
+    """All configured sources without evaluation texts and repetitions; `share` of each is held out."""
+    if unknown := sorted(set(amounts) - set(SOURCES)):
+        raise UsageError(f"unknown training sources: {', '.join(unknown)}", hint=f"known: {', '.join(SOURCES)}")
+    index = EvaluationIndex(evaluation_texts(data / "eval"))
+    seen: set[tuple[object, ...]] = set()
+    train: dict[str, list[Row]] = {}
+    apart: list[Row] = []
+    manifest = []
+    for name in (name for name in SOURCES if name in amounts):
+        rows, report = read_source(SOURCES[name], data, hazards, index, seen)
+        train[name] = [row for row in rows if not held_out(row, share)]
+        kept_apart = [row for row in rows if held_out(row, share)]
+        apart.extend(kept_apart)
+        manifest.append({**asdict(report), "held_out": len(kept_apart), "training": len(train[name])})
+        print(f"{name}: {report.kept} of {report.read} rows", file=sys.stderr, flush=True)
+    read = {name: Amount(**{key: _number(value) for key, value in amounts[name].items()}) for name in train}
+    return Mix(train, apart, manifest, read)
+
+
+def _number(value: float) -> Any:
+    return int(value) if float(value).is_integer() else value
