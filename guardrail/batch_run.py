@@ -86,7 +86,8 @@ def continued(name: str, run: Run) -> Run:
     earlier = Run.read(_record(target))
     partial = partial_of(target)
     if earlier is None:
-        if partial.exists() or target.exists():
+        # An empty partial file is from a run that was killed before it wrote its record.
+        if partial.stat().st_size if partial.exists() else target.exists():
             raise ResumeError(f"{target}: there is no record of the run that wrote it", hint=_AGAIN)
         return run
     if partial.exists():

@@ -37,6 +37,8 @@ def check(
     from guardrail.cli_options import load_guard
 
     if text == "-":
+        if sys.stdin.isatty():
+            print("reading the text from the terminal; end it with Ctrl-D", file=sys.stderr)
         text = sys.stdin.buffer.read().decode("utf-8", "replace")
     guard = load_guard(model, taxonomy, template, threshold, category_scores, device, dtype, on_error="raise")
     messages = [{"role": "user", "content": text}]

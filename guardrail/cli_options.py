@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -49,7 +49,7 @@ def load_guard(
     """The guard that the flags describe; flags that were not given are not passed on."""
     from guardrail.guard import load
 
-    options = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+    options: dict[str, Any] = {name: value for name, value in (("device", device), ("dtype", dtype)) if value}
     return load(
         model,
         taxonomy=taxonomy,

@@ -77,7 +77,7 @@ def lint(
     ] = None,
     json_: _Json = False,
 ) -> None:
-    """Check a taxonomy for mistakes; the exit status is 1 when there is an error, 0 with warnings only."""
+    """Check a taxonomy for mistakes. The exit status is 1 when there is an error, 0 with warnings only."""
     from guardrail.taxonomy_lint import lint as problems_of
 
     if template is None:
@@ -110,7 +110,7 @@ def map_(
     target: Annotated[str, typer.Argument(metavar="TO", help="The taxonomy to convert them to: name or file.")],
     json_: _Json = False,
 ) -> None:
-    """How scores are converted from one taxonomy to another, through the hazards that categories share."""
+    """Show how scores convert from one taxonomy to another. They do so through the hazards that categories share."""
     from guardrail.taxonomy import Taxonomy
     from guardrail.taxonomy_map import mapping
 

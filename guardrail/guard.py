@@ -211,10 +211,14 @@ class Guard:
 
 def _calibrated(backend: Backend, taxonomy: Taxonomy, on_error: OnError = "closed") -> Policy:
     """The policy that belongs to the weights; its category thresholds hold for the default taxonomy only."""
-    sides = (backend.calibration.user, backend.calibration.assistant)
+    user, assistant = backend.calibration.user, backend.calibration.assistant
     if taxonomy.digest != backend.default_taxonomy.digest:
-        sides = tuple(Thresholds(side.verdict if side.verdict is not None else 0.5) for side in sides)
-    return Policy(*sides, on_error=on_error)
+        user, assistant = _verdict_only(user), _verdict_only(assistant)
+    return Policy(user, assistant, on_error)
+
+
+def _verdict_only(thresholds: Thresholds) -> Thresholds:
+    return Thresholds(0.5 if thresholds.verdict is None else thresholds.verdict)
 
 
 def load(

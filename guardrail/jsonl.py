@@ -50,7 +50,7 @@ class Line(NamedTuple):
     number: int
     """From 1."""
     data: bytes | None
-    """Without the line end; None when the line is longer than the limit."""
+    """With its line end; None when the line is longer than the limit."""
 
 
 class Position(NamedTuple):
@@ -183,14 +183,14 @@ def parse(line: Line, file: str | None = None) -> dict[str, Any]:
     if data is None:
         raise RowError("the line is longer than the limit", file=file, line=number, hint="raise --max-line-bytes")
     try:
-        value = _DECODER.decode(data.decode("utf-8"))
+        value = _DECODER.decode(data.decode("utf-8").rstrip("\r\n"))
         if not isinstance(value, dict):
             raise ValueError(f"expected an object, got {type(value).__name__}")
         _check_depth(value, data)
     except UnicodeDecodeError as error:
         reason = f"not UTF-8: byte 0x{data[error.start]:02x} at position {error.start + 1}"
     except json.JSONDecodeError as error:
-        reason = f"not JSON: {error.msg.rstrip(': ').removesuffix(' at')} at column {error.colno}"
+        reason = f"not JSON: {error.msg.rstrip(': ').removesuffix(' at')} at column {error.pos + 1}"
     except RecursionError:
         reason = f"nested more than {_MAX_DEPTH} levels deep"
     except ValueError as error:

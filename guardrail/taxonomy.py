@@ -114,7 +114,7 @@ class Taxonomy:
         for category in self.categories:
             if category.code == code:
                 return category
-        hint = suggestion(code, self.codes, "codes")
+        hint = suggestion(code, self.codes, f"codes: {', '.join(self.codes)}")
         raise TaxonomyError(f"the taxonomy {self.id!r} has no category {code!r}", field="code", hint=hint)
 
     def select(self, codes: Iterable[str]) -> Taxonomy:

@@ -72,7 +72,7 @@ class Category:
             object.__setattr__(self, key, tuple(lines))
         for index, hazard in enumerate(self.hazards):
             if hazard not in known_hazards():
-                hint = suggestion(hazard, known_hazards(), "hazards")
+                hint = suggestion(hazard, known_hazards(), "'guardrail taxonomy show canonical' lists them")
                 raise TaxonomyError(f"there is no hazard {hazard!r}", field=f"hazards[{index}]", hint=hint)
             if hazard in self.hazards[:index]:
                 raise TaxonomyError(f"the hazard {hazard!r} is listed twice", field=f"hazards[{index}]")
@@ -130,9 +130,9 @@ def one_line(text: str, field: str) -> str:
     return text
 
 
-def suggestion(name: str, known: Sequence[str], what: str) -> str:
-    """A hint for an unknown name: the nearest known one, if any, and all of them."""
+def suggestion(name: str, known: Sequence[str], otherwise: str) -> str:
+    """A hint for an unknown name: the nearest known one, if any, and what to do when it is not the one."""
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1)
-    return f"{f'did you mean {close[0]!r}? ' if close else ''}{what}: {', '.join(known)}"
+    return f"{f'did you mean {close[0]!r}? ' if close else ''}{otherwise}"

@@ -81,7 +81,7 @@ class Conversation:
         parsed = [_message(message, index) for index, message in enumerate(value)]
         if parsed[-1] is None:
             raise ConversationError(
-                f"the last message has the role {value[-1]['role']!r}, which is not judged",
+                f"the last message has the role {value[-1].get('role')!r}, which is not judged",
                 field=f"messages[{len(value) - 1}].role",
                 hint="end the list with the user or assistant message to judge",
             )

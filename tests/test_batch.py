@@ -263,13 +263,14 @@ def test_the_files_are_checked_before_anything_is_written(guard: Guard, tmp_path
         score_file(guard, source, tmp_path / "out")
     source.write_text('{"text": "a"}\n')
     (tmp_path / "link").symlink_to(source)
-    for target, options, message in [
+    cases: list[tuple[Path | str, Options, str]] = [
         (tmp_path / "link", Options(overwrite=True), "is the input"),
         (tmp_path, Options(), "is a folder"),
         (tmp_path / "no" / "out", Options(), "there is no folder"),
         ("-", Options(resume=True), "cannot be continued"),
         (tmp_path / "out", Options(resume=True, overwrite=True), "exclude each other"),
-    ]:
+    ]
+    for target, options, message in cases:
         with pytest.raises(UsageError, match=message):
             score_file(guard, source, target, options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "link"]

@@ -110,6 +110,7 @@ def test_a_decision_is_plain_json() -> None:
 
 
 def test_violated_categories_come_highest_first() -> None:
-    scores = [CategoryScore("a", "A", 0.6, True), CategoryScore("b", "B", 0.2, False), CategoryScore("c", "C", 0.8, True)]
-    decision = Decision(Verdict.UNSAFE, True, 0.9, tuple(scores), Role.USER, "m", "t", "p")
+    rows = [("a", 0.6, True), ("b", 0.2, False), ("c", 0.8, True)]
+    scores = tuple(CategoryScore(code, code, score, flagged) for code, score, flagged in rows)
+    decision = Decision(Verdict.UNSAFE, True, 0.9, scores, Role.USER, "m", "t", "p")
     assert [category.code for category in decision.violated] == ["c", "a"]

@@ -1,0 +1,197 @@
+"""Writes the embedded model as one ONNX graph, with ONNX Runtime's fused operators and 8-bit weights.
+
+Weights are quantized in blocks (`MatMulNBits` with 8 bits). Activations are quantized by that operator within each
+row, never over a batch, so a text gets the same score alone, in any batch, padded or not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from guardrail.training.encoder_model import EncoderModel, Layer
+
+__all__ = ["write_graph"]
+
+_OPSET = 17
+_MICROSOFT = "com.microsoft"
+_ZERO = 128
+"""What `MatMulNBits` takes as zero for 8 bits when it is given no zero points."""
+
+
+def write_graph(model: EncoderModel, file: Path, *, int8: bool = True, block: int = 32) -> None:
+    """Write the model; with `int8` its matrices and word embeddings take 8 bits, else they stay float32."""
+    graph = _Graph(int8, block)
+    _body(graph, model)
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
+              for name in ("input_ids", "attention_mask", "token_type_ids")]  # fmt: skip
+    width = model.config.dimension
+    inputs.append(helper.make_tensor_value_info("category_vectors", TensorProto.FLOAT, ["categories", width]))
+    outputs = [
+        helper.make_tensor_value_info("category_logits", TensorProto.FLOAT, ["batch", "categories"]),
+        helper.make_tensor_value_info("verdict_logit", TensorProto.FLOAT, ["batch"]),
+        helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", width]),
+    ]
+    made = helper.make_graph(graph.nodes, "guardrail", inputs, outputs, graph.weights)
+    opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MICROSOFT, 1)]
+    proto = helper.make_model(made, opset_imports=opsets, ir_version=9, producer_name="guardrail")
+    onnx.save(proto, str(file))
+
+
+class _Graph:
+    """Nodes and weights in the order in which they are added."""
+
+    def __init__(self, int8: bool, block: int) -> None:
+        self.int8 = int8
+        self.block = block
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+
+    def constant(self, name: str, value: Any) -> str:
+        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def floats(self, name: str, value: Tensor) -> str:
+        return self.constant(name, value.detach().float().numpy())
+
+    def add(self, operator: str, inputs: list[str], name: str, *, domain: str = "", **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, domain=domain, **attributes))
+        return name
+
+    def fused(self, operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        return self.add(operator, inputs, name, domain=_MICROSOFT, **attributes)
+
+    def matrix(self, value: str, linear: nn.Linear, name: str) -> str:
+        """value · weightᵀ, without the bias."""
+        weight = linear.weight.detach().float().numpy()
+        if not self.int8:
+            return self.add("MatMul", [value, self.constant(f"{name}.weight", weight.T)], name)
+        rows, columns = weight.shape
+        packed, scales = _blocks(weight, self.block)
+        inputs = [value, self.constant(f"{name}.weight", packed), self.constant(f"{name}.scales", scales)]
+        sizes = {"K": columns, "N": rows, "bits": 8, "block_size": self.block, "accuracy_level": 4}
+        return self.fused("MatMulNBits", inputs, name, **sizes)
+
+    def linear(self, value: str, linear: nn.Linear, name: str) -> str:
+        bias = self.floats(f"{name}.bias", linear.bias)
+        return self.add("Add", [self.matrix(value, linear, f"{name}.product"), bias], name)
+
+    def norm(self, value: str, norm: nn.LayerNorm, name: str) -> str:
+        assert norm.bias is not None
+        inputs = [value, self.floats(f"{name}.gamma", norm.weight), self.floats(f"{name}.beta", norm.bias)]
+        return self.add("LayerNormalization", inputs, name, axis=-1, epsilon=norm.eps)
+
+    def skip_norm(self, value: str, skip: str, linear: nn.Linear, norm: nn.LayerNorm, name: str) -> str:
+        """norm(value + skip + linear.bias)."""
+        assert norm.bias is not None
+        inputs = [value, skip, self.floats(f"{name}.gamma", norm.weight), self.floats(f"{name}.beta", norm.bias),
+                  self.floats(f"{name}.bias", linear.bias)]  # fmt: skip
+        return self.fused("SkipLayerNormalization", inputs, name, epsilon=norm.eps)
+
+
+def _blocks(weight: NDArray[np.float32], block: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """(N, K) → (N, K / block, block) bytes around 128, and one scale per block."""
+    blocks = weight.reshape(weight.shape[0], -1, block)
+    scales = np.abs(blocks).max(axis=-1, keepdims=True) / 127.0
+    scales[scales == 0] = 1.0
+    packed = (np.rint(blocks / scales) + _ZERO).astype(np.uint8)
+    return packed, scales[..., 0].astype(np.float32)
+
+
+def _body(graph: _Graph, model: EncoderModel) -> None:
+    mask = graph.add("Cast", ["attention_mask"], "mask_int", to=TensorProto.INT32)
+    states = _embeddings(graph, model)
+    for index, layer in enumerate(model.layers):
+        assert isinstance(layer, Layer)
+        states = _layer(graph, layer, states, mask, f"layer{index}")
+    vector = _mean(graph, states)
+    logits = _head(graph, model, states, mask, vector)
+    _verdict(graph, model, logits)
+
+
+def _embeddings(graph: _Graph, model: EncoderModel) -> str:
+    embedder = model.embedder
+    table = embedder.words.weight.detach().float().numpy()
+    if graph.int8:
+        scales = np.abs(table).max(axis=1, keepdims=True) / 127.0
+        scales[scales == 0] = 1.0
+        small = graph.constant("words.weight", np.rint(table / scales).astype(np.int8))
+        picked = graph.add("Gather", [small, "input_ids"], "words.int8")
+        picked = graph.add("Cast", [picked], "words.float", to=TensorProto.FLOAT)
+        scale = graph.add("Gather", [graph.constant("words.scales", scales), "input_ids"], "words.scale")
+        words = graph.add("Mul", [picked, scale], "words")
+    else:
+        words = graph.add("Gather", [graph.constant("words.weight", table), "input_ids"], "words")
+    shape = graph.add("Shape", ["input_ids"], "shape", start=1, end=2)
+    length = graph.add("Squeeze", [shape], "length")
+    zero, one = graph.constant("zero", np.int64(0)), graph.constant("one", np.int64(1))
+    places = graph.add("Range", [zero, length, one], "places")
+    positions = graph.add("Gather", [graph.floats("positions.weight", embedder.positions.weight), places], "positions")
+    types = graph.add("Gather", [graph.floats("types.weight", embedder.types.weight), "token_type_ids"], "types")
+    total = graph.add("Add", [graph.add("Add", [words, types], "words_types"), positions], "embedded")
+    return graph.norm(total, embedder.norm, "embedding_norm")
+
+
+def _layer(graph: _Graph, layer: Layer, states: str, mask: str, name: str) -> str:
+    width = layer.out.in_features
+    joined = graph.linear(states, layer.qkv, f"{name}.qkv")
+    sizes = graph.constant(f"{name}.sizes", np.array([width] * 3, dtype=np.int64))
+    parts = [f"{name}.{part}" for part in ("query", "key", "value")]
+    graph.nodes.append(helper.make_node("Split", [joined, sizes], parts, name=f"{name}.split", axis=-1))
+    found = graph.fused("MultiHeadAttention", [*parts, "", mask], f"{name}.attention", num_heads=layer.heads)
+    product = graph.matrix(found, layer.out, f"{name}.out")
+    states = graph.skip_norm(product, states, layer.out, layer.norm1, f"{name}.norm1")
+    wide = graph.matrix(states, layer.up, f"{name}.up")
+    wide = graph.fused("BiasGelu", [wide, graph.floats(f"{name}.up.bias", layer.up.bias)], f"{name}.gelu")
+    product = graph.matrix(wide, layer.down, f"{name}.down")
+    return graph.skip_norm(product, states, layer.down, layer.norm2, f"{name}.norm2")
+
+
+def _mean(graph: _Graph, states: str) -> str:
+    floats = graph.add("Cast", ["attention_mask"], "mask_float", to=TensorProto.FLOAT)
+    last = graph.constant("last", np.array([-1], dtype=np.int64))
+    column = graph.add("Unsqueeze", [floats, last], "mask_column")
+    second = graph.constant("second", np.array([1], dtype=np.int64))
+    total = graph.add("ReduceSum", [graph.add("Mul", [states, column], "masked"), second], "total", keepdims=0)
+    count = graph.add("ReduceSum", [floats, second], "count", keepdims=1)
+    return graph.add("Div", [total, count], "vector")
+
+
+def _head(graph: _Graph, model: EncoderModel, states: str, mask: str, vector: str) -> str:
+    width = model.config.dimension
+    batch = graph.add("Shape", ["input_ids"], "batch", start=0, end=1)
+    count = graph.add("Shape", ["category_vectors"], "count_categories")
+    target = graph.add("Concat", [batch, count], "category_shape", axis=0)
+    shared = graph.add("Expand", ["category_vectors", target], "categories")
+    query = graph.add("Expand", [graph.linear("category_vectors", model.query, "query_row"), target], "query")
+    joined = graph.linear(states, model.key_value, "key_value")
+    sizes = graph.constant("key_value.sizes", np.array([width] * 2, dtype=np.int64))
+    graph.nodes.append(helper.make_node("Split", [joined, sizes], ["key", "value"], name="key_value.split", axis=-1))
+    heads = model.config.category_heads
+    found = graph.fused("MultiHeadAttention", [query, "key", "value", "", mask], "found", num_heads=heads)
+    gathered = graph.linear(found, model.gather, "gathered")
+    middle = graph.constant("middle", np.array([1], dtype=np.int64))
+    row = graph.add("Unsqueeze", [vector, middle], "vector_row")
+    products = [graph.add("Mul", [gathered, shared], "match"), graph.add("Mul", [row, shared], "match_mean")]
+    features = graph.add("Concat", [gathered, shared, *products], "features", axis=-1)
+    hidden = graph.matrix(features, model.hidden, "hidden")
+    hidden = graph.fused("BiasGelu", [hidden, graph.floats("hidden.bias", model.hidden.bias)], "hidden_gelu")
+    weight = graph.floats("logit.weight", model.logit.weight.T)
+    product = graph.add("MatMul", [hidden, weight], "logit_product")
+    logit = graph.add("Add", [product, graph.floats("logit.bias", model.logit.bias)], "logit_column")
+    end = graph.constant("end", np.array([-1], dtype=np.int64))
+    return graph.add("Squeeze", [logit, end], "category_logits")
+
+
+def _verdict(graph: _Graph, model: EncoderModel, logits: str) -> None:
+    scaled = graph.add("Mul", [logits, graph.floats("sharpness", model.sharpness.exp())], "sharpened")
+    shares = graph.add("Softmax", [scaled], "shares", axis=-1)
+    weighted = graph.add("Mul", [shares, logits], "weighted")
+    axis = graph.constant("verdict_axis", np.array([-1], dtype=np.int64))
+    graph.add("ReduceSum", [weighted, axis], "verdict_logit", keepdims=0)
