@@ -25,7 +25,8 @@ __all__ = ["ENGINES", "OnRowError", "Options", "Row", "check_paths", "read_row",
 OnRowError = Literal["record", "stop"]
 ENGINES = ("local",)
 
-_BATCH_BYTES = 1 << 24
+# A classifier needs a few hundred times this memory: token ids, offsets, windows.
+_BATCH_BYTES = 1 << 20
 _JUDGED = ("text", "prompt", "response", "messages")
 _SHAPES = "give text, or prompt and response, or messages"
 
@@ -176,7 +177,7 @@ def _check_unicode(message: Message, names: Sequence[str], index: int) -> None:
 
 
 def _batches(lines: Iterable[Line], size: int) -> Iterator[tuple[list[Line], int]]:
-    """Up to `size` lines, or as many as make about 16 MB, and how many blank lines were among them."""
+    """Up to `size` lines, or as many as make 1 MB, and how many blank lines were among them."""
     batch: list[Line] = []
     blank = total = 0
     for line in lines:

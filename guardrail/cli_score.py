@@ -146,8 +146,8 @@ def _progress(watch: _Watch) -> Iterator[Callable[[Run, LineReader], None]]:
         TaskProgressColumn(),
         TextColumn("{task.fields[rate]:.0f} rows/s"),
         TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None, rows=0, rate=0.0)

@@ -100,13 +100,13 @@ def code_logprobs(trie: CodeTrie, logits: Sequence[Sequence[float]]) -> tuple[fl
     reached[0] = 0.0
     # A node's children come after it, so one pass suffices.
     for at, (node, values) in enumerate(zip(trie.nodes, logits, strict=True)):
+        if len(values) != len(node.ids):
+            raise ValueError(f"node {at} has {len(node.ids)} tokens, got {len(values)} logits")
         ways = []
         first = 0
         for edge in node.edges:
             ways.append(_logsumexp(values[first : first + len(edge.ids)]))
             first += len(edge.ids)
-        if first != len(values):
-            raise ValueError(f"node {at} has {first} tokens, got {len(values)} logits")
         total = _logsumexp(ways)
         for edge, way in zip(node.edges, ways, strict=True):
             if edge.code is not None:

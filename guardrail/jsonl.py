@@ -181,7 +181,7 @@ def parse(line: Line, file: str | None = None) -> dict[str, Any]:
     """
     number, data = line
     if data is None:
-        raise RowError("the line is longer than the limit", file=file, line=number, hint="raise --max-line-bytes")
+        raise RowError("the line is longer than --max-line-bytes", file=file, line=number)
     try:
         value = _DECODER.decode(data.decode("utf-8").rstrip("\r\n"))
         if not isinstance(value, dict):

@@ -263,4 +263,3 @@ def test_half_precision_is_close_and_the_same_in_any_batch(
     alone = [half.logits([prompt])[0] for prompt in prompts]
     assert distance(alone, half.logits(prompts)) < batch
     assert distance(alone, setup.backend.logits(prompts)) < exact
-    print("\n", dtype, distance(alone, half.logits(prompts)), distance(alone, setup.backend.logits(prompts)))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,7 @@ BAD_ROWS = [
     ),
     (b'{"texts": "a"}', "there is nothing to judge"),
     (b"{}", "there is nothing to judge"),
-    (b'{"text": "' + b"a" * 600 + b'"}', "the line is longer than the limit"),
+    (b'{"text": "' + b"a" * 600 + b'"}', "the line is longer than --max-line-bytes"),
 ]
 
 
@@ -215,10 +217,19 @@ def test_the_batch_size_changes_nothing(score: Score, size: int) -> None:
 def test_long_rows_make_small_batches(guard: Guard, tmp_path: Path) -> None:
     with (tmp_path / "in").open("w") as file:
         for _ in range(5):
-            file.write(json.dumps({"text": "a", "pad": "x" * 9_000_000}) + "\n")
+            file.write(json.dumps({"text": "a", "pad": "x" * 600_000}) + "\n")
     calls: list[int] = []
     score_file(guard, tmp_path / "in", "/dev/null", report=lambda run, lines: calls.append(run.tally.rows))
     assert calls == [0, 2, 4, 5]
+
+
+def test_the_examples_are_all_judged(tmp_path: Path) -> None:
+    examples = Path(guardrail.__file__).parent.parent / "examples" / "prompts.jsonl"
+    run = score_file(guardrail.load(), examples, tmp_path / "out")
+    assert (run.tally.rows, run.tally.errors) == (12, 0)
+    rows = [json.loads(line) for line in (tmp_path / "out").read_bytes().splitlines()]
+    assert [row["id"] for row in rows] == [json.loads(line)["id"] for line in examples.read_bytes().splitlines()]
+    assert all(0.0 < row["score"] < 1.0 and row["topic"] for row in rows)
 
 
 def test_gzip_in_and_out(guard: Guard, score: Score, tmp_path: Path) -> None:
@@ -296,6 +307,22 @@ def test_stdin_to_stdout_has_data_there_and_one_line_on_stderr() -> None:
     (summary,) = done.stderr.decode().splitlines()
     assert summary.startswith("stdout: 3 rows: 1 safe, 1 unsafe, 1 error, 1 blank line skipped; ")
     assert summary.endswith(" rows/s")
+
+
+def test_a_terminal_gets_a_progress_bar_and_then_the_summary(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(b'{"text": "a"}\n' * 3000)
+    master, slave = os.openpty()
+    arguments = [*SCORE, str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), *SCRIPTED]
+    process = subprocess.Popen(arguments, stderr=slave, env=os.environ | {"TERM": "xterm", "COLUMNS": "120"})
+    os.close(slave)
+    said = b""
+    with suppress(OSError):  # how Linux says that the other end was closed
+        while piece := os.read(master, 4096):
+            said += piece
+    os.close(master)
+    assert process.wait() == 0
+    assert re.search(rb"[1-9]\d+ rows .*%.* rows/s", said)
+    assert b"3000 rows: 3000 safe, 0 unsafe, 0 errors; " in said.splitlines()[-1]
 
 
 def test_stopping_at_a_row_is_one_line_with_a_hint(tmp_path: Path) -> None:

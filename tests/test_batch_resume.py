@@ -118,6 +118,17 @@ def test_stopped_between_any_batches_the_output_is_that_of_one_run(
     assert resumed == complete
 
 
+def test_the_embedded_model_gives_the_same_bytes_after_a_resume(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    texts = (f"Row {n}: {'How do I stop a process that does not answer? ' * (n * 7 % 11)}" for n in range(90))
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    guard = guardrail.load(threads=1)
+    score_file(guard, source, tmp_path / "whole", Options(batch_size=16))
+    assert interrupted(guard, source, tmp_path / "out", 2, Options(batch_size=16))
+    score_file(guardrail.load(threads=1), source, tmp_path / "out", Options(batch_size=16, resume=True))
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
 def test_a_torn_last_batch_is_cut_off_and_scored_again(guard: Guard, tmp_path: Path) -> None:
     source = mixed(tmp_path / "in", 100)
     score_file(guard, source, tmp_path / "whole", Options(batch_size=8))
@@ -239,19 +250,8 @@ def wait_for(path: Path, size: int) -> None:
 def test_the_command_interrupted_while_it_waits_for_input(guard: Guard, tmp_path: Path, how: signal.Signals) -> None:
     source, target = mixed(tmp_path / "in", 200), tmp_path / "out"
     score_file(guard, source, tmp_path / "whole", Options(batch_size=16))
-    command = [
-        sys.executable,
-        "-m",
-        "guardrail",
-        "score",
-        "-",
-        "-o",
-        target,
-        "--batch-size",
-        "16",
-        "-m",
-        "scripted:bomb",
-    ]
+    command = [sys.executable, "-m", "guardrail", "score", "-", "-o", str(target), "--batch-size", "16"]
+    command += ["--model", "scripted:bomb"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stderr is not None

@@ -129,7 +129,7 @@ def test_a_line_over_the_limit_is_read_past(tmp_path: Path, packed: bool) -> Non
     path.write_bytes(gzip.compress(data) if packed else data)
     lines = lines_of(path, limit=100)
     assert lines == [(1, b'{"a": 1}\n'), (2, None), (3, b'{"a": 2}\n'), (4, None)]
-    with pytest.raises(RowError, match=r"in.jsonl:2: the line is longer than the limit"):
+    with pytest.raises(RowError, match=r"in.jsonl:2: the line is longer than --max-line-bytes"):
         parse(lines[1], "in.jsonl")
 
 

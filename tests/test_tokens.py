@@ -59,7 +59,7 @@ def _wordpiece() -> Any:
 def vocabulary(request: pytest.FixtureRequest) -> Callable[[str], tuple[Any, TextTokenizer]]:
     """Template id → the transformers tokenizer of its family, and ours made from it."""
 
-    @lru_cache(maxsize=1)
+    @lru_cache(maxsize=4)
     def load(maker: Callable[[Path], Any] | None) -> tuple[Any, TextTokenizer]:
         theirs = _wordpiece() if maker is None else maker(request.getfixturevalue("tokenizer_files"))
         return theirs, TextTokenizer.from_transformers(theirs)
@@ -306,7 +306,7 @@ def test_a_vocabulary_that_puts_a_space_before_every_text() -> None:
 def test_log_probabilities_of_codes_sum_to_one(found: set[tuple[int, ...]], data: st.DataObject) -> None:
     paths = sorted(found)
     codes = [str(index) for index in range(len(paths))]
-    trie = build_trie(codes, paths, (9,), {index: (7, 8) for index in range(len(paths))})
+    trie = build_trie(codes, paths, (9,), dict.fromkeys(range(len(paths)), (7, 8)))
     value = st.floats(-30, 30)
     logits = [data.draw(st.lists(value, min_size=len(node.ids), max_size=len(node.ids))) for node in trie.nodes]
     result = code_logprobs(trie, logits)

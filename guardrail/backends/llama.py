@@ -15,9 +15,10 @@ from typing import Final
 
 from guardrail.errors import BackendError, MissingExtraError, ModelError, UsageError
 from guardrail.policy import Calibration
-from guardrail.prompting import Prompt
+from guardrail.prompting import Prompt, PromptBuilder
 from guardrail.scoring import Logits
 from guardrail.tokens import TextTokenizer, code_logprobs, code_trie, verdict_tokens
+from guardrail.types import Conversation
 
 try:
     import torch  # noqa: F401
@@ -67,7 +68,7 @@ class LlamaBackend:
         self.default_taxonomy = default_taxonomy(self.template)
         self._verdict = verdict_tokens(self.tokenizer, self.template)
         self._trie = lru_cache(maxsize=64)(partial(code_trie, self.tokenizer, self.template))
-        _check_vocabulary(checkpoint, (*self._verdict.safe, *self._verdict.unsafe, *self._verdict.prefix))
+        self._check_tokens(checkpoint)
         self._runner: Runner | None = Runner(_forward(checkpoint), token_budget, cache_bytes)
         self._lock = Lock()
 
@@ -137,6 +138,20 @@ class LlamaBackend:
                 raise BackendError("the model was closed")
             return self._runner.run(key, starts, rows)
 
+    def _check_tokens(self, checkpoint: Checkpoint) -> None:
+        """Refuse a tokenizer that cannot express the format, or that has tokens which the model does not know."""
+        builder = PromptBuilder(self.template, self.default_taxonomy)
+        nodes = self._trie(builder.codes).nodes
+        ids = self.tokenizer.encode(builder.build(Conversation.parse("hello")))
+        highest = max(
+            *ids, *self._verdict.safe, *self._verdict.unsafe, *(token for node in nodes for token in node.ids)
+        )
+        if highest >= checkpoint.vocabulary:
+            raise ModelError(
+                f"the tokenizer gives the token {highest}, the model knows {checkpoint.vocabulary}",
+                hint="tokenizer and weights do not belong together",
+            )
+
     def _questions(self, codes: tuple[str, ...]) -> list[Question]:
         """The verdict, then one question per node of the code trie."""
         verdict = Question(self._verdict.prefix, self._verdict.safe + self._verdict.unsafe)
@@ -178,11 +193,3 @@ def _forward(checkpoint: Checkpoint) -> Forward:
 def _calibration(checkpoint: Checkpoint) -> Calibration:
     path = checkpoint.folder / "calibration.json"
     return Calibration.read(path) if path.is_file() else Calibration()
-
-
-def _check_vocabulary(checkpoint: Checkpoint, tokens: Sequence[int]) -> None:
-    if max(tokens) >= checkpoint.vocabulary:
-        raise ModelError(
-            f"the tokenizer gives the token {max(tokens)}, the model knows {checkpoint.vocabulary}",
-            hint="tokenizer and weights do not belong together",
-        )

@@ -110,25 +110,32 @@ class Batch:
 def batches(
     ids: Sequence[list[int]], order: Sequence[int], budget: int, separator: int, chosen: random.Random
 ) -> Iterator[Batch]:
-    """The rows in `order`, in batches of at most `budget` padded tokens, of similar lengths, shuffled."""
+    """The rows in `order`, in batches of at most `budget` padded tokens, of similar lengths, shuffled.
+
+    Few shapes occur: the matrix library compiles a kernel for each new one, which takes longer than running it. So
+    the longest row sets a batch's padded length, and shorter ones fill it up to the number of rows of that length.
+    """
     groups: list[list[int]] = []
     pool = 40 * budget // 64
     for at in range(0, len(order), pool):
-        group: list[int] = []
-        for row in sorted(order[at : at + pool], key=lambda row: len(ids[row])):
-            if group and len(ids[row]) * (len(group) + 1) > budget:
-                groups.append(group)
-                group = []
-            group.append(row)
-        groups.append(group)
+        rows = sorted(order[at : at + pool], key=lambda row: -len(ids[row]))
+        while rows:
+            count = max(1, budget // _padded(len(ids[rows[0]])))
+            groups.append(rows[:count])
+            rows = rows[count:]
     chosen.shuffle(groups)
     for group in groups:
         yield Batch(tuple(group), *pad([ids[row] for row in group], separator))
 
 
+def _padded(length: int) -> int:
+    step = 8 if length <= 32 else 16 if length <= 96 else 32
+    return -(-length // step) * step
+
+
 def pad(ids: Sequence[Sequence[int]], separator: int) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, attention mask and segment ids (B, T); the second segment starts after the first separator."""
-    longest = max(map(len, ids))
+    longest = _padded(max(map(len, ids)))
     batch = torch.zeros(len(ids), longest, dtype=torch.long)
     mask = torch.zeros_like(batch)
     for row, values in enumerate(ids):

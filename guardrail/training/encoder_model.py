@@ -58,7 +58,7 @@ class Layer(nn.Module):
         """`states` (B, T, D); `bias` (B, 1, 1, T) is added to the attention logits."""
         batch, length, width = states.shape
         query, key, value = self.qkv(states).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        weights = (query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1]) + bias).softmax(dim=-1)
+        weights = (query / math.sqrt(key.shape[-1]) @ key.transpose(-1, -2) + bias).softmax(dim=-1)
         gathered = (weights.to(value.dtype) @ value).transpose(1, 2).reshape(batch, length, width)
         states = self.norm1(states + self.out(gathered))
         return self.norm2(states + self.down(functional.gelu(self.up(states))))  # type: ignore[no-any-return]
@@ -143,6 +143,9 @@ class EncoderModel(nn.Module):
     def encode(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         """Token states (B, T, D)."""
         states = self.embedder(input_ids, token_type_ids)
+        if torch.is_autocast_enabled("cpu"):
+            # Else every sum of a state and a layer's output would be computed, and kept, in 32 bits.
+            states = states.bfloat16()
         bias = (1.0 - attention_mask[:, None, None, :].to(states.dtype)) * -1e4
         for layer in self.layers:
             states = layer(states, bias)

@@ -66,7 +66,7 @@ class Trainer:
         self.random = random.Random(hyper.seed)
         self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
         model.embedder.words.weight.requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(_groups(model, hyper), weight_decay=hyper.weight_decay)
+        self.optimizer = torch.optim.AdamW(_groups(model, hyper), weight_decay=hyper.weight_decay, fused=True)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._cache: dict[tuple[int, ...], tuple[int, Tensor]] = {}
         self._examples: dict[str, list[list[int]]] = {}
@@ -84,9 +84,9 @@ class Trainer:
                 losses = [old + new for old, new in zip(losses, parts, strict=True)]
                 tokens += batch.input_ids.numel()
                 self._steps += 1
-                if self._steps % 100 == 0:
+                if self._steps % 50 == 0:
                     rate = tokens / (time.monotonic() - started)
-                    text = " ".join(f"{value / 100:.4f}" for value in losses)
+                    text = " ".join(f"{value / 50:.4f}" for value in losses)
                     print(f"step {self._steps}/{total} loss {text} {rate:.0f} tokens/s", file=sys.stderr, flush=True)
                     losses = [0.0, 0.0]
                 if (self._steps % self.hyper.evaluate_every == 0 or self._steps == total) and not evaluate(self._steps):

@@ -1,0 +1,90 @@
+"""Exports a trained model to the folder that the encoder backend opens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from guardrail.errors import ModelError
+from guardrail.prompting import Template
+from guardrail.resources import digest
+from guardrail.taxonomy import Taxonomy
+from guardrail.training.encoder_batches import DEFAULT, pad
+from guardrail.training.encoder_model import BASE_SHA256, EncoderModel
+from guardrail.training.encoder_validation import WINDOW
+from guardrail.training.onnx_graph import write_graph
+
+__all__ = ["GraphRunner", "export"]
+
+_FORMAT = 1
+_LARGEST = 30_000_000
+
+
+def export(
+    model: EncoderModel, tokenizer: Path, output: Path, *, model_id: str, date: str, thresholds: Mapping[str, float],
+    temperature: float = 1.0, block: int = 32,
+) -> None:  # fmt: skip
+    """Write model.onnx (8-bit), tokenizer.json, config.json and calibration.json; ModelError when they are too large."""
+    output.mkdir(parents=True, exist_ok=True)
+    graph = output / "model.onnx"
+    write_graph(model, graph, int8=True, block=block)
+    (output / "tokenizer.json").write_text(_plain_tokenizer(tokenizer), encoding="utf-8")
+    config = {
+        "format": _FORMAT,
+        "id": model_id,
+        "digest": digest(graph.read_bytes()),
+        "date": date,
+        "template": Template.load("encoder").id,
+        "template_digest": Template.load("encoder").digest,
+        "taxonomy": DEFAULT,
+        "taxonomy_digest": Taxonomy.load(DEFAULT).digest,
+        "max_tokens": WINDOW,
+        "dimension": model.config.dimension,
+        "base": "all-MiniLM-L6-v2",
+        "base_sha256": BASE_SHA256,
+    }
+    _write(output / "config.json", config)
+    chosen = {role: {"verdict": round(value, 4)} for role, value in thresholds.items()}
+    _write(output / "calibration.json", {"format": _FORMAT, "temperature": temperature, "thresholds": chosen})
+    size = sum(file.stat().st_size for file in output.iterdir())
+    if size > _LARGEST:
+        raise ModelError(f"the exported model takes {size:,} bytes", hint=f"at most {_LARGEST:,} fit the wheel")
+
+
+class GraphRunner:
+    """Runs an exported graph on ids; for comparing it with the model that it was made of."""
+
+    def __init__(self, file: Path, threads: int = 2) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self.size = file.stat().st_size
+        self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+
+    def run(
+        self, ids: Sequence[Sequence[int]], vectors: NDArray[np.float32], separator: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Category logits (B, C), verdict logits (B,) and vectors (B, D)."""
+        batch, mask, types = (tensor.numpy() for tensor in pad(ids, separator))
+        feed = {"input_ids": batch, "attention_mask": mask, "token_type_ids": types, "category_vectors": vectors}
+        logits, verdict, vector = self._session.run(["category_logits", "verdict_logit", "vector"], feed)
+        return logits, verdict, vector
+
+
+def _plain_tokenizer(file: Path) -> str:
+    """The tokenizer.json without truncation and padding."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["truncation"] = None
+    config["padding"] = None
+    return json.dumps(config, ensure_ascii=False, separators=(",", ":"))
+
+
+def _write(file: Path, value: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
