@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from guardrail.batch_output import Output, open_output
-from guardrail.batch_run import Run, Tally, check_target, continued
+from guardrail.batch_run import Run, Tally, check_target, continued, partial_of, real_path
 from guardrail.errors import ConversationError, ResumeError, RowError, UsageError
 from guardrail.jsonl import MAX_LINE_BYTES, STDIO, Line, LineReader, encode, parse
 from guardrail.types import Conversation, Decision, Message, Role, Verdict
@@ -28,6 +29,7 @@ ENGINES = ("local",)
 # A classifier needs a few hundred times this memory: token ids, offsets, windows.
 _BATCH_BYTES = 1 << 20
 _JUDGED = ("text", "prompt", "response", "messages")
+_OURS = ("line", "input")
 _SHAPES = "give text, or prompt and response, or messages"
 
 
@@ -108,8 +110,9 @@ def check_paths(source: str | os.PathLike[str], target: str, options: Options) -
     """Raise what `score_file` would raise about the two files; for before a large model is loaded."""
     if source != STDIO and (os.path.isfile(source) or os.path.isdir(source) or not os.path.exists(source)):
         LineReader(source).close()
-        if os.path.isfile(target) and os.path.samefile(source, target):
-            raise UsageError(f"-o: {target} is the input", hint="name another file")
+        for path in (Path(target), partial_of(real_path(target))):
+            if os.path.isfile(path) and os.path.samefile(source, path):
+                raise UsageError(f"-o: {path} is the input", hint="name another file")
     check_target(target, resume=options.resume, overwrite=options.overwrite)
 
 
@@ -248,9 +251,6 @@ def _output_row(row: Row, decision: Decision) -> dict[str, Any]:
     if taken:
         result["input"] = taken
     return result
-
-
-_OURS = ("line", "input")
 
 
 def _counted(tally: Tally, decisions: Sequence[Decision], blank: int) -> Tally:

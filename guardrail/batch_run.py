@@ -69,9 +69,9 @@ def check_target(target: str, *, resume: bool, overwrite: bool) -> None:
             raise UsageError(f"--resume: {target} cannot be continued", hint="write to a file: -o FILE")
         return
     path = real_path(target)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"-o: {target} is a folder", hint="name a file in it")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UsageError(f"-o: there is no folder {path.parent}")
     if not resume and not overwrite:
         _refuse_existing(path)
@@ -119,16 +119,18 @@ def _same(target: Path, earlier: Run, run: Run) -> Run:
 
 
 def is_stream(target: str) -> bool:
-    path = Path(target)
-    return target == STDIO or (path.exists() and not path.is_file() and not path.is_dir())
+    """Whether rows go out at once: stdout, a pipe or a device."""
+    return target == STDIO or (os.path.exists(target) and not os.path.isfile(target) and not os.path.isdir(target))
 
 
 def real_path(target: str) -> Path:
     """The file behind a link: renaming onto the link would replace the link."""
-    return Path(os.path.realpath(target))
+    path = Path(target)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def partial_of(target: Path) -> Path:
+    """Where the rows are until the run is done."""
     return target.with_name(f"{target.name}.partial")
 
 
@@ -137,12 +139,12 @@ def _record(target: Path) -> Path:
 
 
 def _refuse_existing(target: Path) -> None:
-    if partial_of(target).exists():
+    if os.path.exists(partial_of(target)):
         raise UsageError(
             f"-o: {partial_of(target)} is there: an earlier run did not come to its end",
             hint="go on with --resume, or start again with --overwrite",
         )
-    if target.exists():
+    if os.path.exists(target):
         raise UsageError(f"-o: {target} is there already", hint="name another file, or replace it with --overwrite")
 
 

@@ -272,10 +272,12 @@ def test_the_files_are_checked_before_anything_is_written(guard: Guard, tmp_path
     source = tmp_path / "in.jsonl"
     with pytest.raises(InputError, match="No such file"):
         score_file(guard, source, tmp_path / "out")
+    source = tmp_path / "x.partial"
     source.write_text('{"text": "a"}\n')
     (tmp_path / "link").symlink_to(source)
     cases: list[tuple[Path | str, Options, str]] = [
         (tmp_path / "link", Options(overwrite=True), "is the input"),
+        (tmp_path / "x", Options(overwrite=True), "x.partial is the input"),
         (tmp_path, Options(), "is a folder"),
         (tmp_path / "no" / "out", Options(), "there is no folder"),
         ("-", Options(resume=True), "cannot be continued"),
@@ -284,7 +286,7 @@ def test_the_files_are_checked_before_anything_is_written(guard: Guard, tmp_path
     for target, options, message in cases:
         with pytest.raises(UsageError, match=message):
             score_file(guard, source, target, options)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "link"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "x.partial"]
 
 
 def test_a_link_is_written_through(guard: Guard, tmp_path: Path) -> None:

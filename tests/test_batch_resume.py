@@ -250,6 +250,7 @@ def wait_for(path: Path, size: int) -> None:
 def test_the_command_interrupted_while_it_waits_for_input(guard: Guard, tmp_path: Path, how: signal.Signals) -> None:
     source, target = mixed(tmp_path / "in", 200), tmp_path / "out"
     score_file(guard, source, tmp_path / "whole", Options(batch_size=16))
+    whole = (tmp_path / "whole").read_bytes()
     command = [sys.executable, "-m", "guardrail", "score", "-", "-o", str(target), "--batch-size", "16"]
     command += ["--model", "scripted:bomb"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -258,16 +259,17 @@ def test_the_command_interrupted_while_it_waits_for_input(guard: Guard, tmp_path
     with process.stdin, process.stderr:
         process.stdin.write(b"".join(source.read_bytes().splitlines(keepends=True)[:100]))
         process.stdin.flush()
-        wait_for(tmp_path / "out.partial", 20_000)
+        wait_for(tmp_path / "out.partial", sum(map(len, whole.splitlines(keepends=True)[:80])))
+        time.sleep(0.1)  # until it waits
         process.send_signal(how)
         said = process.stderr.read().decode().splitlines()
     assert process.wait() == (130 if how is signal.SIGINT else -how)
     if how is signal.SIGINT:
-        assert said[0].startswith("error: interrupted; 64 rows: ")
+        assert said[0].startswith("error: interrupted; 80 rows: ")
         assert said[1] == "hint: the same command with --resume goes on from there"
     assert not target.exists()
     done = subprocess.run([*command, "--resume"], input=source.read_bytes(), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert target.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert target.read_bytes() == whole
     if how is signal.SIGINT:
-        assert b", 64 of them in an earlier run; " in done.stderr
+        assert b", 80 of them in an earlier run; " in done.stderr

@@ -29,12 +29,12 @@ _LARGEST = 30_000_000
 
 def export(
     model: EncoderModel, tokenizer: Path, output: Path, *, model_id: str, date: str, thresholds: Mapping[str, float],
-    temperature: float = 1.0, block: int = 32,
+    temperature: float = 1.0, levels: float = 127.0,
 ) -> None:  # fmt: skip
     """Write model.onnx (8-bit), tokenizer.json, config.json and calibration.json; ModelError when they are too large."""
     output.mkdir(parents=True, exist_ok=True)
     graph = output / "model.onnx"
-    write_graph(model, graph, int8=True, block=block)
+    write_graph(model, graph, int8=True, levels=levels)
     (output / "tokenizer.json").write_text(_plain_tokenizer(tokenizer), encoding="utf-8")
     config = {
         "format": _FORMAT,
@@ -79,8 +79,14 @@ class GraphRunner:
 
 
 def _plain_tokenizer(file: Path) -> str:
-    """The tokenizer.json without truncation and padding."""
+    """The tokenizer.json without truncation and padding, in which no word is too long to be read.
+
+    WordPiece makes one unknown token of a word of more than a hundred characters, so text without spaces would hide
+    what it says; here such a word is cut. The ids of ordinary text stay the same.
+    """
     config = json.loads(file.read_text(encoding="utf-8"))
+    cut = {"type": "Split", "pattern": {"Regex": ".{1,64}"}, "behavior": "Isolated", "invert": False}
+    config["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [config["pre_tokenizer"], cut]}
     config["truncation"] = None
     config["padding"] = None
     return json.dumps(config, ensure_ascii=False, separators=(",", ":"))

@@ -1,7 +1,8 @@
 """Writes the embedded model as one ONNX graph, with ONNX Runtime's fused operators and 8-bit weights.
 
-Weights are quantized in blocks (`MatMulNBits` with 8 bits). Activations are quantized by that operator within each
-row, never over a batch, so a text gets the same score alone, in any batch, padded or not.
+The encoder's matrices have 8-bit weights with one scale per output; their inputs are quantized when they are known,
+over all tokens of a run. So a text has the same score alone and among others only when each run holds one text, which
+is how the backend runs it. The head stays in 32 bits: it is small, and its scores are what is compared.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ __all__ = ["write_graph"]
 
 _OPSET = 17
 _MICROSOFT = "com.microsoft"
-_ZERO = 128
-"""What `MatMulNBits` takes as zero for 8 bits when it is given no zero points."""
+_LEVELS = 127.0
+"""The largest 8-bit weight."""
 
 
-def write_graph(model: EncoderModel, file: Path, *, int8: bool = True, block: int = 32) -> None:
-    """Write the model; with `int8` its matrices and word embeddings take 8 bits, else they stay float32."""
-    graph = _Graph(int8, block)
+def write_graph(
+    model: EncoderModel, file: Path, *, int8: bool = True, levels: float = _LEVELS, longest: int = 256
+) -> None:
+    """Write the model; with `int8` the encoder's matrices and embeddings take 8 bits, else they stay float32."""
+    graph = _Graph(int8, levels, longest)
     _body(graph, model)
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
               for name in ("input_ids", "attention_mask", "token_type_ids")]  # fmt: skip
@@ -47,9 +50,10 @@ def write_graph(model: EncoderModel, file: Path, *, int8: bool = True, block: in
 class _Graph:
     """Nodes and weights in the order in which they are added."""
 
-    def __init__(self, int8: bool, block: int) -> None:
+    def __init__(self, int8: bool, levels: float, longest: int) -> None:
         self.int8 = int8
-        self.block = block
+        self.longest = longest
+        self.levels = levels
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
 
@@ -67,20 +71,18 @@ class _Graph:
     def fused(self, operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
         return self.add(operator, inputs, name, domain=_MICROSOFT, **attributes)
 
-    def matrix(self, value: str, linear: nn.Linear, name: str) -> str:
-        """value · weightᵀ, without the bias."""
+    def matrix(self, value: str, linear: nn.Linear, name: str, *, int8: bool = False) -> str:
+        """value · weightᵀ, without the bias; with `int8` in 8 bits where this graph has any."""
         weight = linear.weight.detach().float().numpy()
-        if not self.int8:
+        if not (self.int8 and int8):
             return self.add("MatMul", [value, self.constant(f"{name}.weight", weight.T)], name)
-        rows, columns = weight.shape
-        packed, scales = _blocks(weight, self.block)
-        inputs = [value, self.constant(f"{name}.weight", packed), self.constant(f"{name}.scales", scales)]
-        sizes = {"K": columns, "N": rows, "bits": 8, "block_size": self.block, "accuracy_level": 4}
-        return self.fused("MatMulNBits", inputs, name, **sizes)
+        small, scales = _eight_bits(weight, self.levels)
+        inputs = [value, self.constant(f"{name}.weight", small.T), self.constant(f"{name}.scales", scales[:, 0])]
+        return self.fused("DynamicQuantizeMatMul", inputs, name)
 
-    def linear(self, value: str, linear: nn.Linear, name: str) -> str:
+    def linear(self, value: str, linear: nn.Linear, name: str, *, int8: bool = False) -> str:
         bias = self.floats(f"{name}.bias", linear.bias)
-        return self.add("Add", [self.matrix(value, linear, f"{name}.product"), bias], name)
+        return self.add("Add", [self.matrix(value, linear, f"{name}.product", int8=int8), bias], name)
 
     def norm(self, value: str, norm: nn.LayerNorm, name: str) -> str:
         assert norm.bias is not None
@@ -95,13 +97,11 @@ class _Graph:
         return self.fused("SkipLayerNormalization", inputs, name, epsilon=norm.eps)
 
 
-def _blocks(weight: NDArray[np.float32], block: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """(N, K) → (N, K / block, block) bytes around 128, and one scale per block."""
-    blocks = weight.reshape(weight.shape[0], -1, block)
-    scales = np.abs(blocks).max(axis=-1, keepdims=True) / 127.0
+def _eight_bits(weight: NDArray[np.float32], levels: float) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The matrix (N, K) as bytes, and one scale per row (N, 1)."""
+    scales = np.abs(weight).max(axis=1, keepdims=True) / levels
     scales[scales == 0] = 1.0
-    packed = (np.rint(blocks / scales) + _ZERO).astype(np.uint8)
-    return packed, scales[..., 0].astype(np.float32)
+    return np.rint(weight / scales).astype(np.int8), scales.astype(np.float32)
 
 
 def _body(graph: _Graph, model: EncoderModel) -> None:
@@ -119,20 +119,18 @@ def _embeddings(graph: _Graph, model: EncoderModel) -> str:
     embedder = model.embedder
     table = embedder.words.weight.detach().float().numpy()
     if graph.int8:
-        scales = np.abs(table).max(axis=1, keepdims=True) / 127.0
-        scales[scales == 0] = 1.0
-        small = graph.constant("words.weight", np.rint(table / scales).astype(np.int8))
-        picked = graph.add("Gather", [small, "input_ids"], "words.int8")
+        small, scales = _eight_bits(table, _LEVELS)
+        picked = graph.add("Gather", [graph.constant("words.weight", small), "input_ids"], "words.int8")
         picked = graph.add("Cast", [picked], "words.float", to=TensorProto.FLOAT)
         scale = graph.add("Gather", [graph.constant("words.scales", scales), "input_ids"], "words.scale")
         words = graph.add("Mul", [picked, scale], "words")
     else:
         words = graph.add("Gather", [graph.constant("words.weight", table), "input_ids"], "words")
-    shape = graph.add("Shape", ["input_ids"], "shape", start=1, end=2)
-    length = graph.add("Squeeze", [shape], "length")
-    zero, one = graph.constant("zero", np.int64(0)), graph.constant("one", np.int64(1))
-    places = graph.add("Range", [zero, length, one], "places")
-    positions = graph.add("Gather", [graph.floats("positions.weight", embedder.positions.weight), places], "positions")
+    shape = graph.add("Shape", ["input_ids"], "shape")
+    length = graph.add("Gather", [shape, graph.constant("second_axis", np.array([1], dtype=np.int64))], "length")
+    table = graph.floats("positions.weight", embedder.positions.weight[: graph.longest])
+    first, rows = (graph.constant(name, np.array([0], dtype=np.int64)) for name in ("first_place", "first_axis"))
+    positions = graph.add("Slice", [table, first, length, rows], "positions")
     types = graph.add("Gather", [graph.floats("types.weight", embedder.types.weight), "token_type_ids"], "types")
     total = graph.add("Add", [graph.add("Add", [words, types], "words_types"), positions], "embedded")
     return graph.norm(total, embedder.norm, "embedding_norm")
@@ -140,16 +138,16 @@ def _embeddings(graph: _Graph, model: EncoderModel) -> str:
 
 def _layer(graph: _Graph, layer: Layer, states: str, mask: str, name: str) -> str:
     width = layer.out.in_features
-    joined = graph.linear(states, layer.qkv, f"{name}.qkv")
+    joined = graph.linear(states, layer.qkv, f"{name}.qkv", int8=True)
     sizes = graph.constant(f"{name}.sizes", np.array([width] * 3, dtype=np.int64))
     parts = [f"{name}.{part}" for part in ("query", "key", "value")]
     graph.nodes.append(helper.make_node("Split", [joined, sizes], parts, name=f"{name}.split", axis=-1))
     found = graph.fused("MultiHeadAttention", [*parts, "", mask], f"{name}.attention", num_heads=layer.heads)
-    product = graph.matrix(found, layer.out, f"{name}.out")
+    product = graph.matrix(found, layer.out, f"{name}.out", int8=True)
     states = graph.skip_norm(product, states, layer.out, layer.norm1, f"{name}.norm1")
-    wide = graph.matrix(states, layer.up, f"{name}.up")
+    wide = graph.matrix(states, layer.up, f"{name}.up", int8=True)
     wide = graph.fused("BiasGelu", [wide, graph.floats(f"{name}.up.bias", layer.up.bias)], f"{name}.gelu")
-    product = graph.matrix(wide, layer.down, f"{name}.down")
+    product = graph.matrix(wide, layer.down, f"{name}.down", int8=True)
     return graph.skip_norm(product, states, layer.down, layer.norm2, f"{name}.norm2")
 
 
@@ -159,14 +157,14 @@ def _mean(graph: _Graph, states: str) -> str:
     column = graph.add("Unsqueeze", [floats, last], "mask_column")
     second = graph.constant("second", np.array([1], dtype=np.int64))
     total = graph.add("ReduceSum", [graph.add("Mul", [states, column], "masked"), second], "total", keepdims=0)
-    count = graph.add("ReduceSum", [floats, second], "count", keepdims=1)
-    return graph.add("Div", [total, count], "vector")
+    tokens = graph.add("ReduceSum", [floats, second], "tokens", keepdims=1)
+    return graph.add("Div", [total, tokens], "vector")
 
 
 def _head(graph: _Graph, model: EncoderModel, states: str, mask: str, vector: str) -> str:
     width = model.config.dimension
-    batch = graph.add("Shape", ["input_ids"], "batch", start=0, end=1)
-    count = graph.add("Shape", ["category_vectors"], "count_categories")
+    batch = graph.add("Gather", ["shape", "first_axis"], "batch")
+    count = graph.add("Shape", ["category_vectors"], "count")
     target = graph.add("Concat", [batch, count], "category_shape", axis=0)
     shared = graph.add("Expand", ["category_vectors", target], "categories")
     query = graph.add("Expand", [graph.linear("category_vectors", model.query, "query_row"), target], "query")
