@@ -12,7 +12,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +29,7 @@ from guardrail.taxonomy import Taxonomy
 from guardrail.types import Conversation
 
 FAMILY = "llama-guard-1"
-WORDS = [
-    "how",
-    "do",
-    "you",
-    "bake",
-    "a",
-    "good",
-    "loaf",
-    "of",
-    "bread",
-    "when",
-    "the",
-    "oven",
-    "is",
-    "old",
-    "and",
-    "there",
-    "is",
-    "no",
-    "scale",
-    "in",
-    "the",
-    "kitchen",
-]
+TEXT = "how do you bake a good loaf of bread when the oven is old and there is no scale in the kitchen"
 VOCABULARY = 32000
 CONVERSATION = 100  # tokens
 
@@ -63,10 +40,10 @@ def real_tokenizer(folder: Path) -> Any:
 
 
 def small_tokenizer() -> Any:
-    """A byte-level tokenizer trained on the policy alone, so that the policy has about as many tokens as in Llama 2's."""
+    """A byte-level tokenizer trained on the policy, in which the policy has about as many tokens as in Llama 2's."""
     taxonomy = Taxonomy.load(FAMILY)
     builder = PromptBuilder(Template.load(FAMILY), taxonomy)
-    text = builder.build(Conversation.parse(" ".join(WORDS * 3))).text
+    text = builder.build(Conversation.parse(TEXT)).text
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -106,7 +83,7 @@ def conversations(backend: LlamaBackend, count: int) -> list[Prompt]:
         wanted = chance.randint(CONVERSATION // 2, CONVERSATION * 3 // 2)
         words: list[str] = []
         while len(backend.tokenizer.encode_text(" ".join(words))) < wanted:
-            words.append(chance.choice(WORDS))
+            words.append(chance.choice(TEXT.split()))
         prompts.append(builder.build(Conversation.parse(" ".join(words))))
     return prompts
 
@@ -130,7 +107,7 @@ def generate(checkpoint: Checkpoint, backend: LlamaBackend, tokens: int) -> Call
 
 
 def measure(
-    contestants: dict[str, tuple[Callable[[Sequence[Prompt]], object], Sequence[Prompt]]], rounds: int
+    contestants: Mapping[str, tuple[Callable[[Sequence[Prompt]], object], Sequence[Prompt]]], rounds: int
 ) -> dict[str, list[float]]:
     """Seconds per item of every contestant in every round; a round before them warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -157,7 +134,7 @@ def main() -> None:
     parser.add_argument("--tokenizers", type=Path, help="folder with llama2/tokenizer.model")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--items", type=int, default=64)
+    parser.add_argument("--items", type=int, default=32)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

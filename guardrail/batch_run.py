@@ -87,17 +87,17 @@ def continued(name: str, run: Run) -> Run:
     partial = partial_of(target)
     if earlier is None:
         # An empty partial file is from a run that was killed before it wrote its record.
-        if partial.stat().st_size if partial.exists() else target.exists():
+        if partial.stat().st_size if os.path.exists(partial) else os.path.exists(target):
             raise ResumeError(f"{target}: there is no record of the run that wrote it", hint=_AGAIN)
         return run
-    if partial.exists():
+    if os.path.exists(partial):
         if partial.stat().st_size >= earlier.output_bytes:
             # When it was done, only the renaming is missing.
             return replace(_same(target, earlier, run), done=False)
         if not earlier.done:
             raise ResumeError(f"{partial}: shorter than its record says", hint=_AGAIN)
         return run  # the record is the one of a finished run, which a new one had just begun to overwrite
-    if earlier.done and target.exists():
+    if earlier.done and os.path.exists(target):
         return _same(target, earlier, run)
     if earlier.output_bytes:
         raise ResumeError(f"{partial}: the file is gone", hint=_AGAIN)
@@ -126,7 +126,7 @@ def is_stream(target: str) -> bool:
 def real_path(target: str) -> Path:
     """The file behind a link: renaming onto the link would replace the link."""
     path = Path(target)
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
 
 
 def partial_of(target: Path) -> Path:

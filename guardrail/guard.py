@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -100,6 +99,8 @@ class Guard:
 
         Cancelling the awaiting task returns at once; work that had not started is dropped.
         """
+        import asyncio  # slow to import, and whoever awaits has done so
+
         return await asyncio.get_running_loop().run_in_executor(self._workers, self.check, conversation)
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ a taxonomy, and `Prompt` what the builder makes of one conversation.
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,11 +113,13 @@ def compare(one: Template, other: Template, taxonomy: Taxonomy | None = None) ->
     conversations: a user message, and a user message with an answer.
     """
     turns = (Message(Role.USER, "the first message"), Message(Role.ASSISTANT, "the second message"))
+    from difflib import ndiff
+
     differences: dict[str, None] = {}
     for count in (1, 2):
         conversation = Conversation(turns[:count])
         left, right = (PromptBuilder(t, taxonomy).build(conversation).text.split("\n") for t in (one, other))
-        lines = difflib.ndiff(left, right)
+        lines = ndiff(left, right)
         differences.update(dict.fromkeys(line for line in lines if line[0] in "-+"))
     return tuple(differences)
 

@@ -7,6 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from guardrail.backends.encoder import EncoderBackend
@@ -82,6 +83,12 @@ def test_what_only_an_excluded_category_forbids_becomes_safe(guard: Guard) -> No
     assert guard.check(text).verdict is Verdict.UNSAFE
     others = Guard(guard.backend, taxonomy=Taxonomy.load("default").select(["G6", "G7", "G14"]))
     assert others.check(text).verdict is Verdict.SAFE
+
+
+def test_the_shipped_vectors_are_those_of_the_default_taxonomy() -> None:
+    backend = EncoderBackend.load()
+    shipped = np.load(folder("model") / "vectors.npy")
+    np.testing.assert_allclose(shipped, backend.encode_taxonomy(Taxonomy.load("default")), atol=1e-5)
 
 
 def test_an_example_moves_its_category(guard: Guard) -> None:

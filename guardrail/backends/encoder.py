@@ -44,7 +44,7 @@ _TAXONOMIES = 16
 
 
 class EncoderBackend:
-    """A taxonomy-conditioned encoder in a folder: model.onnx, tokenizer.json, config.json, calibration.json."""
+    """A taxonomy-conditioned encoder in a folder: model.onnx, tokenizer.json, config.json, calibration.json, vectors.npy."""
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         self._path = path
@@ -53,6 +53,7 @@ class EncoderBackend:
         self._dimension = int(config["dimension"])
         self._template_id = str(config["template"])
         self._taxonomy_id = str(config["taxonomy"])
+        self._digests = (config.get("taxonomy_digest"), config.get("template_digest"))
         self._session = _session(path / "model.onnx")
         self._threads = threads or os.cpu_count() or 1
         self.name = f"{config['id']}@{config['digest']}"
@@ -135,14 +136,22 @@ class EncoderBackend:
         with self._lock:
             found = self._vectors.get(taxonomy.digest)
             if found is None:
-                found = self._encode_taxonomy(taxonomy)
+                found = self._shipped_vectors(taxonomy)
+                found = self.encode_taxonomy(taxonomy) if found is None else found
                 while len(self._vectors) >= _TAXONOMIES:
                     self._vectors.pop(next(iter(self._vectors)))
                 self._vectors[taxonomy.digest] = found
             return found
 
-    def _encode_taxonomy(self, taxonomy: Taxonomy) -> Vectors:
-        """A category's vector is the mean over its text and its unsafe examples.
+    def _shipped_vectors(self, taxonomy: Taxonomy) -> Vectors | None:
+        """What `encode_taxonomy` gave at export, if it was for this very taxonomy and template: a quicker start."""
+        file = self._path / "vectors.npy"
+        if self._digests != (taxonomy.digest, self.template.digest) or not file.is_file():
+            return None
+        return np.asarray(np.load(file, allow_pickle=False), dtype=np.float32)
+
+    def encode_taxonomy(self, taxonomy: Taxonomy) -> Vectors:
+        """One vector per category (C, 384): the mean over the category's text and its unsafe examples.
 
         Safe examples stay out: the vector says what the category is, and has no way to say what it is not.
         """

@@ -89,9 +89,13 @@ class EncoderModel(nn.Module):
         width = config.dimension
         self.embedder = Embedder(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.category = nn.Linear(width, width)
+        self.category_norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.gather = nn.Linear(width, width)
+        self.gather_norm = nn.LayerNorm(width)
+        self.mean_norm = nn.LayerNorm(width)
         self.hidden = nn.Linear(4 * width, config.hidden)
         self.logit = nn.Linear(config.hidden, 1)
         self.sharpness = nn.Parameter(torch.tensor(math.log(2.0)))
@@ -102,7 +106,7 @@ class EncoderModel(nn.Module):
         # The query starts as the identity and so does the gathering: attention starts from cosine-like similarity.
         identity = torch.eye(self.config.dimension)
         with torch.no_grad():
-            for linear in (self.query, self.gather):
+            for linear in (self.category, self.query, self.gather):
                 linear.weight.copy_(identity + 0.02 * torch.randn_like(identity))
                 nn.init.zeros_(linear.bias)
             noise = 0.02 * torch.randn_like(self.key_value.weight)
@@ -168,13 +172,17 @@ class EncoderModel(nn.Module):
         """Category logits (B, C) from token states (B, T, D) and category vectors (C, D)."""
         batch, length, width = states.shape
         count, heads = len(categories), self.config.category_heads
+        # Normalised, so that the products below have the size of the other features: they are what tells categories apart.
+        categories = self.category_norm(self.category(categories))
         query = self.query(categories).view(count, heads, -1).transpose(0, 1)
         key, value = self.key_value(states).view(batch, length, 2, heads, -1).permute(2, 0, 3, 1, 4)
         bias = (1.0 - attention_mask[:, None, None, :].to(states.dtype)) * -1e4
         weights = (query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1]) + bias).softmax(dim=-1)
-        gathered = self.gather((weights.to(value.dtype) @ value).transpose(1, 2).reshape(batch, count, width))
+        found = (weights.to(value.dtype) @ value).transpose(1, 2).reshape(batch, count, width)
+        gathered = self.gather_norm(self.gather(found))
         shared = categories.expand(batch, -1, -1)
-        features = torch.cat([gathered, shared, gathered * shared, vector[:, None, :] * shared], dim=-1)
+        whole = self.mean_norm(vector)[:, None, :]
+        features = torch.cat([gathered, shared, gathered * shared, whole * shared], dim=-1)
         hidden = functional.gelu(self.hidden(self.dropout(features)))
         return self.logit(hidden).squeeze(-1).float()  # type: ignore[no-any-return]
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from guardrail.backends.encoder import EncoderBackend
 from guardrail.errors import ModelError
 from guardrail.prompting import Template
 from guardrail.resources import digest
@@ -31,7 +32,7 @@ def export(
     model: EncoderModel, tokenizer: Path, output: Path, *, model_id: str, date: str, thresholds: Mapping[str, float],
     temperature: float = 1.0, levels: float = 127.0,
 ) -> None:  # fmt: skip
-    """Write model.onnx (8-bit), tokenizer.json, config.json and calibration.json; ModelError when they are too large."""
+    """Write model.onnx (8-bit), tokenizer.json, config.json, calibration.json and the default taxonomy's vectors.npy; ModelError when they are too large."""
     output.mkdir(parents=True, exist_ok=True)
     graph = output / "model.onnx"
     write_graph(model, graph, int8=True, levels=levels)
@@ -53,6 +54,8 @@ def export(
     _write(output / "config.json", config)
     chosen = {role: {"verdict": round(value, 4)} for role, value in thresholds.items()}
     _write(output / "calibration.json", {"format": _FORMAT, "temperature": temperature, "thresholds": chosen})
+    (output / "vectors.npy").unlink(missing_ok=True)
+    np.save(output / "vectors.npy", EncoderBackend(output).encode_taxonomy(Taxonomy.load(DEFAULT)))
     size = sum(file.stat().st_size for file in output.iterdir())
     if size > _LARGEST:
         raise ModelError(f"the exported model takes {size:,} bytes", hint=f"at most {_LARGEST:,} fit the wheel")

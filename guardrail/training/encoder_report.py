@@ -1,0 +1,136 @@
+"""Measures an exported model on held-out rows, through the guard that users get: calibration, int8, obedience."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guardrail.backends.encoder import EncoderBackend
+from guardrail.guard import Guard
+from guardrail.taxonomy import Taxonomy
+from guardrail.training.rows import Row
+from guardrail.types import Decision, Role
+
+__all__ = ["choose_threshold", "fit_temperature", "guard_scores", "obedience", "sides"]
+
+Floats = NDArray[np.float64]
+
+_PRIOR = 0.2
+"""Assumed share of unsafe messages where the guard is used; held-out sources have any share."""
+
+
+def guard_scores(folder: Path, rows: Sequence[Row], taxonomy: Taxonomy | None = None) -> list[Decision]:
+    """The guard's decisions on the rows, with the model in the folder."""
+    with Guard(EncoderBackend(folder), taxonomy=taxonomy) as guard:
+        return list(guard.check_many([row.conversation for row in rows]))
+
+
+def sides(rows: Sequence[Row], role: Role) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Whether each clearly labelled row of a role is unsafe, and the numbers of those rows."""
+    kept = [
+        at for at, row in enumerate(rows)
+        if row.conversation.role is role and (row.unsafe >= 0.7 or 0 <= row.unsafe <= 0.2)
+    ]  # fmt: skip
+    return np.array([rows[at].unsafe >= 0.5 for at in kept]), np.array(kept)
+
+
+def choose_threshold(scores: Floats, unsafe: NDArray[np.bool_], prior: float = _PRIOR) -> float:
+    """The score from which F1 is highest when `prior` of the messages are unsafe."""
+    weights = np.where(unsafe, prior / max(1, unsafe.sum()), (1 - prior) / max(1, (~unsafe).sum()))
+    order = np.argsort(-scores)
+    hits, all_flagged = np.cumsum((weights * unsafe)[order]), np.cumsum(weights[order])
+    best = int(np.argmax(2 * hits / (all_flagged + prior)))
+    following = scores[order[min(best + 1, len(order) - 1)]]
+    return float((scores[order[best]] + following) / 2)
+
+
+def fit_temperature(logits: Floats, unsafe: NDArray[np.bool_], prior: float = _PRIOR) -> float:
+    """The temperature with the lowest log loss when `prior` of the messages are unsafe."""
+    weights = np.where(unsafe, prior / max(1, unsafe.sum()), (1 - prior) / max(1, (~unsafe).sum()))
+    signs = np.where(unsafe, 1.0, -1.0)
+    choices = np.round(np.arange(0.5, 3.01, 0.05), 2)
+    losses = [float((weights * np.logaddexp(0, -signs * logits / choice)).sum()) for choice in choices]
+    return float(choices[int(np.argmin(losses))])
+
+
+def obedience(folder: Path, rows: Sequence[Row], most: int = 25) -> dict[str, Any]:
+    """What leaving out, reordering and renaming categories does to held-out rows with known categories."""
+    taxonomy = Taxonomy.load("default")
+    by_code = _by_category(rows, taxonomy, most)
+    chosen = [row for group in by_code.values() for row in group]
+    before = {id(row): decision for row, decision in zip(chosen, guard_scores(folder, chosen), strict=True)}
+    table = {}
+    for code, group in by_code.items():
+        touched = [item.code for item in taxonomy if any(_touches(row, item.hazards) for row in group)]
+        left_out = guard_scores(folder, group, taxonomy.exclude([code]))
+        narrow = [taxonomy.exclude(_touched(row, taxonomy)) for row in group]
+        without = [guard_scores(folder, [row], part)[0] for row, part in zip(group, narrow, strict=True)]
+        first = [before[id(row)] for row in group]
+        table[code] = {
+            "name": taxonomy.category(code).name,
+            "rows": len(group),
+            "top": float(np.mean([max(item.categories, key=lambda c: c.score).code == code for item in first])),
+            "before": _mean(first),
+            "left_out": _mean(left_out),
+            "all_related_left_out": _mean(without),
+            "flagged_before": float(np.mean([item.flagged for item in first])),
+            "flagged_left_out": float(np.mean([item.flagged for item in left_out])),
+            "flagged_all_related_left_out": float(np.mean([item.flagged for item in without])),
+            "related": touched,
+        }
+    first = [before[id(row)] for row in chosen]
+    reverse = guard_scores(folder, chosen, taxonomy.reorder(tuple(reversed(taxonomy.codes))))
+    bare = Taxonomy(taxonomy.id, taxonomy.name, tuple(replace(item, definition="", include=(), exclude=())
+                                                      for item in taxonomy))  # fmt: skip
+    named = guard_scores(folder, chosen, bare)
+    recoded = guard_scores(folder, chosen, taxonomy.renumber("C"))
+    return {
+        "categories": table,
+        "reordered_largest_change": _largest(first, reverse),
+        "recoded_largest_change": _largest(first, recoded),
+        "names_only_mean_change": float(np.mean(np.abs(_scores(first) - _scores(named)))),
+        "names_only_same_verdict": float(np.mean([a.flagged == b.flagged for a, b in zip(first, named, strict=True)])),
+    }
+
+
+def _by_category(rows: Sequence[Row], taxonomy: Taxonomy, most: int) -> dict[str, list[Row]]:
+    """User rows that violate the hazards of exactly one category, by its code."""
+    groups: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        codes = [item.code for item in taxonomy if row.violated & frozenset(item.hazards)]
+        if len(codes) == 1 and row.unsafe >= 0.8 and row.conversation.role is Role.USER:
+            groups[codes[0]].append(row)
+    return {code: groups[code][:most] for code in taxonomy.codes if groups[code]}
+
+
+def _touches(row: Row, hazards: Sequence[str]) -> bool:
+    return bool((row.violated | row.possible) & frozenset(hazards))
+
+
+def _touched(row: Row, taxonomy: Taxonomy) -> list[str]:
+    codes = [item.code for item in taxonomy if _touches(row, item.hazards)]
+    return codes if len(codes) < len(taxonomy) else codes[1:]
+
+
+def _scores(decisions: Sequence[Decision]) -> Floats:
+    return np.array([item.score for item in decisions], dtype=float)
+
+
+def _mean(decisions: Sequence[Decision]) -> float:
+    return float(_scores(decisions).mean())
+
+
+def _largest(one: Sequence[Decision], other: Sequence[Decision]) -> float:
+    return float(np.abs(_scores(one) - _scores(other)).max())
+
+
+def read_report(file: Path) -> Mapping[str, Any]:
+    """A report as written by the training command."""
+    return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
