@@ -42,7 +42,7 @@ _HOME = {
     "load": "guard",
 }
 
-__all__ = [  # noqa: F822, RUF022 -- resolved by __getattr__; sorted, which a test asserts
+__all__ = [
     "BackendError",
     "Category",
     "CategoryScore",

@@ -16,6 +16,8 @@ GuardrailError                 base: one line of message, an optional hint
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "BackendError",
     "ConversationError",
@@ -29,6 +31,7 @@ __all__ = [
     "TaxonomyError",
     "TemplateError",
     "UsageError",
+    "suggestion",
 ]
 
 
@@ -111,3 +114,11 @@ class OutOfMemoryError(BackendError):
 
 class ResumeError(GuardrailError):
     """The unfinished output does not belong to this input and these options."""
+
+
+def suggestion(name: str, known: Sequence[str], otherwise: str) -> str:
+    """A hint for an unknown name: the nearest known one, if any, and what to do when it is not the one."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{f'did you mean {close[0]!r}? ' if close else ''}{otherwise}"

@@ -150,7 +150,8 @@ class Guard:
             failure = error if isinstance(error, BackendError) else BackendError(f"{type(error).__name__}: {error}")
             return [failure] * len(prompts)
         if len(answers) != len(prompts):
-            return [BackendError(f"the classifier gave {len(answers)} answers to {len(prompts)} prompts")] * len(prompts)
+            failure = BackendError(f"the classifier gave {len(answers)} answers to {len(prompts)} prompts")
+            return [failure] * len(prompts)
         return answers
 
     def _decision(self, job: _Job, answers: Sequence[Logits | BackendError]) -> Decision:
@@ -255,6 +256,4 @@ def load(
             for side in sides
         )
         policy = Policy(user, assistant, on_error)
-    return Guard(
-        backend, taxonomy=chosen, policy=policy, category_scores=category_scores, policy_text=policy_text
-    )
+    return Guard(backend, taxonomy=chosen, policy=policy, category_scores=category_scores, policy_text=policy_text)

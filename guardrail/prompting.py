@@ -112,9 +112,9 @@ def compare(one: Template, other: Template, taxonomy: Taxonomy | None = None) ->
     Both show the same taxonomy (by default each its own, with the policy text that it has) and the same two
     conversations: a user message, and a user message with an answer.
     """
-    turns = (Message(Role.USER, "the first message"), Message(Role.ASSISTANT, "the second message"))
     from difflib import ndiff
 
+    turns = (Message(Role.USER, "the first message"), Message(Role.ASSISTANT, "the second message"))
     differences: dict[str, None] = {}
     for count in (1, 2):
         conversation = Conversation(turns[:count])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from guardrail.errors import UsageError
+from guardrail.errors import UsageError, suggestion
 
 __all__ = ["digest", "folder", "names", "shipped"]
 
@@ -27,14 +27,11 @@ def names(kind: str, suffix: str) -> tuple[str, ...]:
 
 def shipped(kind: str, name: str, suffix: str) -> Path:
     """The path of one shipped file; an unknown name is answered with the names that there are."""
-    import difflib
-
     known = names(kind, suffix)
     if name in known:
         return folder(kind) / f"{name}{suffix}"
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UsageError(f"there is no {name!r} among the shipped {kind}", hint=f"{hint}available: {', '.join(known)}")
+    hint = suggestion(name, known, f"available: {', '.join(known)}")
+    raise UsageError(f"there is no {name!r} among the shipped {kind}", hint=hint)
 
 
 def digest(data: bytes | str) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from guardrail import resources, taxonomy_yaml
-from guardrail.errors import TaxonomyError
-from guardrail.taxonomy_category import Category, Example, one_line, placed, read_category, suggestion
+from guardrail.errors import TaxonomyError, suggestion
+from guardrail.taxonomy_category import Category, Example, one_line, placed, read_category
 from guardrail.taxonomy_yaml import Document, Field
 
 __all__ = ["FORMAT", "Category", "Example", "Taxonomy", "open_document", "read_header"]

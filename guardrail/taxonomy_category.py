@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
 from guardrail import resources, taxonomy_yaml
-from guardrail.errors import TaxonomyError
+from guardrail.errors import TaxonomyError, suggestion
 from guardrail.taxonomy_yaml import Field
 from guardrail.types import Message, Role
 
-__all__ = ["Category", "Example", "known_hazards", "one_line", "placed", "read_category", "suggestion"]
+__all__ = ["Category", "Example", "known_hazards", "one_line", "placed", "read_category"]
 
 # A code is answered by the classifier inside a comma-separated list and shown as "CODE: name".
 _CODE = re.compile(r"\w[\w./-]*")
@@ -128,11 +128,3 @@ def one_line(text: str, field: str) -> str:
     if len(text.splitlines()) > 1:
         raise TaxonomyError("the text has more than one line", field=field)
     return text
-
-
-def suggestion(name: str, known: Sequence[str], otherwise: str) -> str:
-    """A hint for an unknown name: the nearest known one, if any, and what to do when it is not the one."""
-    import difflib
-
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"{f'did you mean {close[0]!r}? ' if close else ''}{otherwise}"

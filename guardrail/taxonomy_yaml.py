@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from guardrail.errors import TaxonomyError
+from guardrail.errors import TaxonomyError, suggestion
 
 if TYPE_CHECKING:
     import yaml
@@ -89,7 +89,8 @@ class Field:
         for key in self.value:
             if not isinstance(key, str) or key not in known:
                 path = (*self.path, key if isinstance(key, str) else repr(key))
-                raise self.document.error(path, "unknown key", f"{_close(key, known)}known keys: {', '.join(known)}")
+                hint = suggestion(str(key), known, f"known keys: {', '.join(known)}")
+                raise self.document.error(path, "unknown key", hint)
         for key in required:
             if key not in self.value:
                 raise self.error(f"the key {key!r} is missing")
@@ -209,10 +210,3 @@ def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
     return next((name for type_, name in _KINDS if isinstance(value, type_)), type(value).__name__)
-
-
-def _close(key: object, known: Sequence[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(str(key), known, n=1)
-    return f"did you mean {close[0]!r}? " if close else ""

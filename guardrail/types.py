@@ -78,10 +78,11 @@ class Conversation:
             raise ConversationError(f"expected a text or a list of messages, got {type(value).__name__}")
         if not value:
             raise ConversationError("there is no message to judge", field="messages")
-        parsed = [_message(message, index) for index, message in enumerate(value)]
+        raw: Sequence[Any] = value
+        parsed = [_message(message, index) for index, message in enumerate(raw)]
         if parsed[-1] is None:
             raise ConversationError(
-                f"the last message has the role {value[-1].get('role')!r}, which is not judged",
+                f"the last message has the role {raw[-1]['role']!r}, which is not judged",
                 field=f"messages[{len(value) - 1}].role",
                 hint="end the list with the user or assistant message to judge",
             )

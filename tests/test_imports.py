@@ -9,7 +9,8 @@ import pytest
 
 import guardrail
 
-HEAVY = ["torch", "transformers", "onnxruntime", "tokenizers", "numpy", "datasets", "sklearn", "ray", "matplotlib", "rich", "yaml", "jinja2"]
+HEAVY = ["torch", "transformers", "onnxruntime", "tokenizers", "numpy", "datasets", "sklearn", "ray", "matplotlib"]
+HEAVY += ["rich", "yaml", "jinja2"]
 
 
 def loaded(code: str) -> set[str]:

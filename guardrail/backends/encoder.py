@@ -44,7 +44,10 @@ _TAXONOMIES = 16
 
 
 class EncoderBackend:
-    """A taxonomy-conditioned encoder in a folder: model.onnx, tokenizer.json, config.json, calibration.json, vectors.npy."""
+    """A taxonomy-conditioned encoder in a folder.
+
+    The folder holds model.onnx, tokenizer.json and config.json, and may hold calibration.json and vectors.npy.
+    """
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         self._path = path

@@ -55,7 +55,7 @@ class EvaluationIndex:
 
 
 def sketch(row: Row) -> tuple[object, ...]:
-    """Equal for texts that are the same or nearly so: role, context and the smallest hashes of the runs of five words."""
+    """Equal for texts that are the same or nearly so: role, context, and the smallest hashes of runs of five words."""
     plain = normalise(row.text)
     earlier = zlib.crc32(normalise(" ".join(message.text for message in row.conversation.messages[:-1])).encode())
     runs = sorted(set(_runs(plain)))[:_SKETCH] or [plain]

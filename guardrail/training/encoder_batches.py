@@ -80,9 +80,7 @@ class PolicySampler:
         if chosen.random() < 0.4:
             count = chosen.randint(max(1, len(policy.texts) // 3), len(policy.texts))
             kept = chosen.sample(range(len(policy.texts)), count)
-            return Policy(
-                policy.name, tuple(policy.hazards[at] for at in kept), tuple(policy.texts[at] for at in kept)
-            )
+            return Policy(policy.name, tuple(policy.hazards[at] for at in kept), tuple(policy.texts[at] for at in kept))
         return policy
 
     def _made_up(self, chosen: random.Random) -> Policy:

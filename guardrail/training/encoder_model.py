@@ -172,7 +172,7 @@ class EncoderModel(nn.Module):
         """Category logits (B, C) from token states (B, T, D) and category vectors (C, D)."""
         batch, length, width = states.shape
         count, heads = len(categories), self.config.category_heads
-        # Normalised, so that the products below have the size of the other features: they are what tells categories apart.
+        # Normalised, so that the products below, which tell categories apart, have the size of the other features.
         categories = self.category_norm(self.category(categories))
         query = self.query(categories).view(count, heads, -1).transpose(0, 1)
         key, value = self.key_value(states).view(batch, length, 2, heads, -1).permute(2, 0, 3, 1, 4)

@@ -185,7 +185,9 @@ class Trainer:
 
     def _schedule(self, total: int) -> None:
         done = self._steps / total
-        factor = min((self._steps + 1) / (self.hyper.warmup * total + 1), (1.02 - done) / (1.02 - self.hyper.warmup), 1.0)
+        factor = min(
+            (self._steps + 1) / (self.hyper.warmup * total + 1), (1.02 - done) / (1.02 - self.hyper.warmup), 1.0
+        )
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-from numpy.typing import NDArray
 
 from guardrail.backends.encoder import EncoderBackend
 from guardrail.errors import ModelError
 from guardrail.prompting import Template
 from guardrail.resources import digest
 from guardrail.taxonomy import Taxonomy
-from guardrail.training.encoder_batches import DEFAULT, pad
+from guardrail.training.encoder_batches import DEFAULT
 from guardrail.training.encoder_model import BASE_SHA256, EncoderModel
 from guardrail.training.encoder_validation import WINDOW
 from guardrail.training.onnx_graph import write_graph
 
-__all__ = ["GraphRunner", "export"]
+__all__ = ["export"]
 
 _FORMAT = 1
 _LARGEST = 30_000_000
@@ -32,7 +29,10 @@ def export(
     model: EncoderModel, tokenizer: Path, output: Path, *, model_id: str, date: str, thresholds: Mapping[str, float],
     temperature: float = 1.0, levels: float = 127.0,
 ) -> None:  # fmt: skip
-    """Write model.onnx (8-bit), tokenizer.json, config.json, calibration.json and the default taxonomy's vectors.npy; ModelError when they are too large."""
+    """Write model.onnx (8-bit), tokenizer.json, config.json, calibration.json, and vectors.npy: the default taxonomy's.
+
+    Raises ModelError when they are too large to ship.
+    """
     output.mkdir(parents=True, exist_ok=True)
     graph = output / "model.onnx"
     write_graph(model, graph, int8=True, levels=levels)
@@ -59,26 +59,6 @@ def export(
     size = sum(file.stat().st_size for file in output.iterdir())
     if size > _LARGEST:
         raise ModelError(f"the exported model takes {size:,} bytes", hint=f"at most {_LARGEST:,} fit the wheel")
-
-
-class GraphRunner:
-    """Runs an exported graph on ids; for comparing it with the model that it was made of."""
-
-    def __init__(self, file: Path, threads: int = 2) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        self.size = file.stat().st_size
-        self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-
-    def run(
-        self, ids: Sequence[Sequence[int]], vectors: NDArray[np.float32], separator: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Category logits (B, C), verdict logits (B,) and vectors (B, D)."""
-        batch, mask, types = (tensor.numpy() for tensor in pad(ids, separator))
-        feed = {"input_ids": batch, "attention_mask": mask, "token_type_ids": types, "category_vectors": vectors}
-        logits, verdict, vector = self._session.run(["category_logits", "verdict_logit", "vector"], feed)
-        return logits, verdict, vector
 
 
 def _plain_tokenizer(file: Path) -> str:

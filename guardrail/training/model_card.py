@@ -50,10 +50,10 @@ category of the taxonomy. It runs on a CPU without a network.
 | fine-tuned from | all-MiniLM-L6-v2 (Apache-2.0), SHA-256 of its weights `{config["base_sha256"]}` |
 | default taxonomy | `{config["taxonomy"]}@{config["taxonomy_digest"]}` |
 | prompt template | `{config["template"]}@{config["template_digest"]}` |
-| longest prompt | {config["max_tokens"]} tokens; longer messages are judged in overlapping windows, by the highest score |
+| longest prompt | {config["max_tokens"]} tokens; longer messages are read in overlapping windows, and the highest score counts |
 | size | {size:.1f} MB, encoder weights and embeddings in 8 bits |
 | temperature | {report["temperature"]:.2f} |
-| thresholds | {thresholds} (of P(unsafe), where F1 on held-out training rows is highest if a fifth of messages are unsafe) |
+| thresholds | {thresholds} (of P(unsafe); F1 on held-out rows is highest there if a fifth are unsafe) |
 
 Meant for: a first, fast filter on what users and assistants write, in English, with a policy that can be changed
 without training. Not meant for: decisions about people without a human, or as the only safeguard where harm is grave.
@@ -92,9 +92,7 @@ At the shipped threshold, last row above:
 
 def _validation(report: Mapping[str, Any]) -> str:
     domains = [name for name in report["int8"] if name != "macro"]
-    rows = [
-        (name, f"{report['int8'][name]:.3f}", f"{report['float32'][name]:.3f}") for name in (*domains, "macro")
-    ]
+    rows = [(name, f"{report['int8'][name]:.3f}", f"{report['float32'][name]:.3f}") for name in (*domains, "macro")]
     trained = report["trained"]
     return f"""
 ## Held-out rows
@@ -137,7 +135,7 @@ def _data(report: Mapping[str, Any], manifest: Sequence[Mapping[str, Any]]) -> s
          entry["held_out"], entry["training"], sources[entry["source"]]["rows"])
         for entry in manifest
     ]  # fmt: skip
-    head = ("source", "licence", "rows read", "in evaluation", "repeated", "held out", "for training", "per pass, at most")
+    head = ("source", "licence", "rows", "in evaluation", "repeated", "held out", "for training", "per pass, at most")
     total = sum(int(entry["training"]) for entry in manifest)
     return f"""
 ## Training data

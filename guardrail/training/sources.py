@@ -88,7 +88,9 @@ def read_source(
     """The rows of one source that are neither evaluation texts nor repetitions of rows `seen` so far (extended)."""
     folder = data / "train" / source.folder
     if not folder.is_dir():
-        raise UsageError(f"the data folder has no {folder}", hint="leave the source out of the configuration, or fetch it")
+        raise UsageError(
+            f"the data folder has no {folder}", hint="leave the source out of the configuration, or fetch it"
+        )
     report = SourceReport(source.name, source.licence)
     if source.folder:
         report.files = {

@@ -19,9 +19,10 @@ __all__ = ["Loader", "LoaderContext", "csv_rows", "json_lines"]
 
 # Prompts of a mostly benign source that a reader would not call benign; they are left out, not labelled.
 _DOUBTFUL = re.compile(
-    r"\b(kill|murder|suicid\w*|bomb\w*|weapon\w*|gun|drug\w*|cocaine|meth|lsd|sex\w*|porn\w*|nude|naked|rap(e|ist)|nazi\w*"
-    r"|hitler|hack\w*|steal\w*|racis\w*|nigg\w*|fuck\w*|shit\w*|bitch\w*|hate|slur\w*|terroris\w*|illegal\w*|explosive\w*"
-    r"|poison\w*|virus\w*|malware|scam\w*|jew\w*|genocide|torture\w*|orgasm|penis|vagina|erotic\w*|dan mode|jailbreak\w*)\b",
+    r"\b(kill|murder|suicid\w*|bomb\w*|weapon\w*|gun|drug\w*|cocaine|meth|lsd|sex\w*|porn\w*|nude|naked|rap(e|ist)"
+    r"|nazi\w*|hitler|hack\w*|steal\w*|racis\w*|nigg\w*|fuck\w*|shit\w*|bitch\w*|hate|slur\w*|terroris\w*|illegal\w*|explosive\w*"
+    r"|poison\w*|virus\w*|malware|scam\w*|jew\w*|genocide|torture\w*|orgasm|penis|vagina|erotic\w*|dan mode"
+    r"|jailbreak\w*)\b",
     re.IGNORECASE,
 )
 _WRAPPERS = re.compile(
@@ -38,7 +39,12 @@ class LoaderContext:
         self.hazards = hazards
 
     def unsafe(
-        self, source: str, turns: list[tuple[str, str]], share: float, violated: tuple[str, ...] = (), weight: float = 1.0
+        self,
+        source: str,
+        turns: list[tuple[str, str]],
+        share: float,
+        violated: tuple[str, ...] = (),
+        weight: float = 1.0,
     ) -> Iterator[Row]:
         """An unsafe row; without a known hazard every hazard is possible. `share` is P(unsafe)."""
         talk = conversation(turns)
