@@ -10,7 +10,9 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizerFast, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from guardrail.backends.llama import LlamaBackend
 from guardrail.backends.llama_loading import Checkpoint
@@ -36,7 +38,11 @@ CONVERSATION = 100  # tokens
 
 def real_tokenizer(folder: Path) -> Any:
     """Llama 2's, from the published file."""
-    return LlamaTokenizerFast(vocab_file=str(folder / "llama2" / "tokenizer.model"), legacy=False)
+    with tempfile.TemporaryDirectory() as name:
+        shutil.copy(folder / "llama2" / "tokenizer.model", name)
+        settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True}
+        (Path(name) / "tokenizer_config.json").write_text(json.dumps(settings))
+        return AutoTokenizer.from_pretrained(name)
 
 
 def small_tokenizer() -> Any:

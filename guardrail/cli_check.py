@@ -60,7 +60,7 @@ def _show(decision: Decision, threshold: float | None, own: Mapping[str, float])
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # names and markers may hold brackets
     colour = "bold red" if decision.flagged else "bold green"
     judged = "user prompt" if decision.role == "user" else "assistant answer"
     assert decision.score is not None

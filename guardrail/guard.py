@@ -74,9 +74,9 @@ class Guard:
 
     @property
     def fingerprint(self) -> str:
-        """Model, taxonomy, template and policy: two guards with equal fingerprints give equal decisions."""
+        """Model, taxonomy, template and policy: two guards with equal fingerprints give equal decisions, up to rounding."""
         refs = (self.backend.name, self.taxonomy.ref, self._builder.template.ref, f"policy@{self.policy.digest}")
-        return " ".join((*refs, self.category_scores))
+        return " ".join((*refs, self.category_scores, "text" if self._builder.policy else "names"))
 
     def check(self, conversation: Judgeable) -> Decision:
         """Judge a user prompt (a string) or the last message of a conversation.

@@ -60,7 +60,10 @@ def fit(
     fixed = _fixed(conversation.role, builder, tokenizer)
     if fixed + sum(map(_bound, conversation.messages)) <= limit:
         return Windows((conversation,))
-    if _length(conversation.messages, builder, tokenizer) <= limit:
+    # What is far too long for any number of windows is not encoded only to learn that: its tokens take gigabytes.
+    reach = limit * max_windows * _TOKEN_CHARACTERS
+    hopeless = sum(len(message.text) for message in conversation.messages) > 2 * reach
+    if not hopeless and _length(conversation.messages, builder, tokenizer) <= limit:
         return Windows((conversation,))
     room = limit - fixed - _TURN_TOKENS
     if room < _LEAST_ROOM:
@@ -69,7 +72,7 @@ def fit(
             field=builder.template.id,
             hint="use fewer categories, or leave the policy text out",
         )
-    return _Fitting(limit, builder, tokenizer).windows(conversation, room, max_windows)
+    return _Fitting(limit, builder, tokenizer).windows(conversation, room, max_windows, reach)
 
 
 def _bound(message: Message) -> int:
@@ -102,20 +105,27 @@ class _Fitting:
     builder: PromptBuilder
     tokenizer: TextTokenizer
 
-    def windows(self, conversation: Conversation, room: int, max_windows: int) -> Windows:
+    def windows(self, conversation: Conversation, room: int, max_windows: int, reach: int) -> Windows:
         judged, earlier = conversation.judged, conversation.messages[:-1]
-        offsets = self.tokenizer.offsets(judged.text)
-        context = self._context(earlier, max(room - len(offsets), room // _CONTEXT))
+        head = tail = judged.text
+        if len(head) > 2 * reach:
+            head, tail = head.strip()[:reach], head.strip()[-reach:]
+        starts = self._starts(head)
+        context = self._context(earlier, max(room - len(starts) + 1, room // _CONTEXT))
         context = self._shortened(context, judged.role)
-        starts = [*(start for start, _ in offsets), len(judged.text)]
-        starts[0] = 0
-        cutter = _Cutter(self, context, judged, starts)
-        pieces = list(islice(cutter.forward(), max_windows + 1))
-        cut_short = len(pieces) > max_windows
+        pieces = list(islice(_Cutter(self, context, judged.role, head, starts).forward(), max_windows + 1))
+        cut_short = len(pieces) > max_windows or head is not judged.text
         if cut_short:
-            pieces = [*pieces[: max_windows - 1], cutter.last()]
-        kept = tuple(Conversation((*context, Message(judged.role, piece))) for piece in pieces)
+            end = _Cutter(self, context, judged.role, tail, starts if tail is head else self._starts(tail))
+            pieces = [*pieces[: max_windows - 1], end.last()]
+        kept = tuple(Conversation((*context, Message(judged.role, piece))) for piece in pieces if piece.strip())
         return Windows(kept, cut_short or context != earlier)
+
+    def _starts(self, text: str) -> list[int]:
+        """Where the tokens of the text begin, the first at 0, and the text's length."""
+        starts = [*(start for start, _ in self.tokenizer.offsets(text)), len(text)]
+        starts[0] = 0
+        return starts
 
     def length(self, messages: Sequence[Message]) -> int:
         """The tokens of the prompt for these messages."""
@@ -159,11 +169,12 @@ class _Fitting:
 
 @dataclass(frozen=True, slots=True)
 class _Cutter:
-    """Cuts the judged message at token starts; `starts` ends with the length of the text."""
+    """Cuts a text of the judged message at token starts; `starts` ends with the length of the text."""
 
     fitting: _Fitting
     context: tuple[Message, ...]
-    judged: Message
+    role: Role
+    text: str
     starts: list[int]
 
     def forward(self) -> Iterator[str]:
@@ -201,13 +212,13 @@ class _Cutter:
         return following
 
     def _room(self) -> int:
-        return max(1, self.fitting.limit - self.fitting.length((*self.context, Message(self.judged.role, "x"))))
+        return max(1, self.fitting.limit - self.fitting.length((*self.context, Message(self.role, "x"))))
 
     def _excess(self, first: int, end: int) -> int:
         piece = self._text(first, end)
         if not piece.strip():
             return 0
-        return self.fitting.length((*self.context, Message(self.judged.role, piece))) - self.fitting.limit
+        return self.fitting.length((*self.context, Message(self.role, piece))) - self.fitting.limit
 
     def _text(self, first: int, end: int) -> str:
-        return self.judged.text[self.starts[first] : self.starts[end]]
+        return self.text[self.starts[first] : self.starts[end]]

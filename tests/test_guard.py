@@ -129,6 +129,15 @@ def test_a_long_text_is_judged_in_windows_and_the_worst_counts() -> None:
     assert guard.check("fine " * 200).verdict is Verdict.SAFE
 
 
+def test_a_text_of_megabytes_is_judged_at_both_ends_and_says_that_it_was_cut() -> None:
+    guard = scripted(max_tokens=64)
+    for text in ("bad " + "fine " * 400_000, "fine " * 400_000 + "bad"):
+        decision = guard.check(text)
+        assert (decision.verdict, decision.truncated) == (Verdict.UNSAFE, True)
+    blank = " " * 1_000_000
+    assert guard.check(blank + "bad" + blank).verdict is Verdict.UNSAFE
+
+
 def test_each_asks_about_every_category_alone() -> None:
     def script(prompt: Prompt) -> Logits:
         unsafe = 2.0 if "B" in prompt.taxonomy.codes else -2.0

@@ -193,7 +193,7 @@ def test_unknown_and_missing_sources_are_errors(tmp_path: Path, table: HazardTab
     evaluation(tmp_path, EVALUATION_TEXT)
     with pytest.raises(UsageError, match="unknown training sources: nowhere"):
         read_mix(tmp_path, table, {"nowhere": {"rows": 1}}, 0.1)
-    with pytest.raises(UsageError, match="has no .*davidson"):
+    with pytest.raises(UsageError, match=r"has no .*davidson"):
         read_mix(tmp_path, table, {"davidson": {"rows": 1}}, 0.1)
 
 

@@ -58,7 +58,7 @@ def sketch(row: Row) -> tuple[object, ...]:
     """Equal for texts that are the same or nearly so: role, context, and the smallest hashes of runs of five words."""
     plain = normalise(row.text)
     earlier = zlib.crc32(normalise(" ".join(message.text for message in row.conversation.messages[:-1])).encode())
-    runs = sorted(set(_runs(plain)))[:_SKETCH] or [plain]
+    runs: list[object] = [*sorted(set(_runs(plain)))[:_SKETCH]] or [plain]
     return (str(row.conversation.role), earlier, *runs)
 
 

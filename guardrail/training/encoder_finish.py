@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from guardrail.errors import ModelError
-from guardrail.taxonomy import Taxonomy
-from guardrail.tokens import TextTokenizer
-from guardrail.training.encoder_batches import DEFAULT, PolicySampler, Renderer
 from guardrail.training.encoder_model import EncoderModel
 from guardrail.training.encoder_report import choose_threshold, fit_temperature, guard_scores, obedience, sides
-from guardrail.training.encoder_validation import Validation, domain_scores, logits, policy_vectors
+from guardrail.training.encoder_validation import Validation, domain_scores
 from guardrail.training.export import export
-from guardrail.training.labels import HazardTable
 from guardrail.training.mix import Mix
+from guardrail.training.onnx_graph import write_graph
+from guardrail.training.rows import Row
 from guardrail.types import Role
 
 __all__ = ["LARGEST_LOSS", "finish"]
@@ -38,7 +40,7 @@ def finish(
     scores = np.array([decision.score for decision in guard_scores(folder, rows)], dtype=float)
     verdicts = np.log(scores / (1 - scores))
     domains = domain_scores(rows, verdicts, validation.domains)
-    exact = domain_scores(rows, _exact(model, tokenizer, validation), validation.domains)
+    exact = domain_scores(rows, _exact(model, folder, rows), validation.domains)
     unsafe, kept = sides(rows, Role.USER)
     temperature = fit_temperature(verdicts[kept], unsafe)
     thresholds = {}
@@ -63,10 +65,11 @@ def finish(
     }
 
 
-def _exact(model: EncoderModel, tokenizer: Path, validation: Validation) -> Any:
-    renderer = Renderer(TextTokenizer.from_json(tokenizer.read_text(encoding="utf-8")))
-    sampler = PolicySampler(HazardTable({}), renderer, {DEFAULT: 1.0}, longest=10_000)
-    vectors = policy_vectors(model, sampler.shipped[DEFAULT], renderer)
-    assert len(vectors) == len(Taxonomy.load(DEFAULT))
-    conversations = [row.conversation for row in validation.rows]
-    return logits(model, renderer, conversations, vectors, half=False)[0]
+def _exact(model: EncoderModel, folder: Path, rows: Sequence[Row]) -> NDArray[np.float64]:
+    """The rows' scores by the same guard with the same model in 32 bits."""
+    with TemporaryDirectory() as place:
+        copy = Path(place)
+        for name in ("config.json", "tokenizer.json"):
+            shutil.copy(folder / name, copy / name)
+        write_graph(model, copy / "model.onnx", int8=False)
+        return np.array([decision.score for decision in guard_scores(copy, rows)], dtype=float)

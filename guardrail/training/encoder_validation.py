@@ -76,13 +76,8 @@ def logits(
     renderer: Renderer,
     conversations: Sequence[Conversation],
     vectors: torch.Tensor,
-    *,
-    half: bool = True,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Verdict logits (N,) and category logits (N, C): the highest over each conversation's windows.
-
-    `half` computes in bfloat16, which is faster and good enough to compare checkpoints.
-    """
+    """Verdict logits (N,) and category logits (N, C): the highest over each conversation's windows."""
     model.eval()
     ids: list[list[int]] = []
     owners: list[int] = []
@@ -94,7 +89,7 @@ def logits(
     categories = np.full((len(conversations), len(vectors)), -np.inf, dtype=np.float32)
     for rows in _groups([len(row) for row in ids]):
         batch, mask, types = pad([ids[row] for row in rows], renderer.separator)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             values, _ = model(batch, mask, types, vectors)
         owner = [owners[row] for row in rows]
         np.maximum.at(verdicts, owner, model.verdict(values).numpy())

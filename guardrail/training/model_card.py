@@ -50,7 +50,7 @@ category of the taxonomy. It runs on a CPU without a network.
 | fine-tuned from | all-MiniLM-L6-v2 (Apache-2.0), SHA-256 of its weights `{config["base_sha256"]}` |
 | default taxonomy | `{config["taxonomy"]}@{config["taxonomy_digest"]}` |
 | prompt template | `{config["template"]}@{config["template_digest"]}` |
-| longest prompt | {config["max_tokens"]} tokens; longer messages are read in overlapping windows, and the highest score counts |
+| longest prompt | {config["max_tokens"]} tokens; of a longer message, the highest score of overlapping windows counts |
 | size | {size:.1f} MB, encoder weights and embeddings in 8 bits |
 | temperature | {report["temperature"]:.2f} |
 | thresholds | {thresholds} (of P(unsafe); F1 on held-out rows is highest there if a fifth are unsafe) |

@@ -1,0 +1,248 @@
+"""Training and export end to end, with a tiny encoder of random weights, and parts of it by themselves."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from guardrail.backends.encoder import EncoderBackend
+from guardrail.errors import ModelError
+from guardrail.guard import Guard
+from guardrail.prompting import PromptBuilder, Template
+from guardrail.taxonomy import Taxonomy
+from guardrail.tokens import TextTokenizer
+from guardrail.training.embedded import CONFIGS, load_checkpoint, train
+from guardrail.training.encoder_batches import PolicySampler, Renderer, batches, pad, target_tensors
+from guardrail.training.encoder_finish import finish
+from guardrail.training.encoder_model import EncoderConfig, EncoderModel
+from guardrail.training.encoder_report import choose_threshold, fit_temperature
+from guardrail.training.encoder_validation import Validation
+from guardrail.training.export import export
+from guardrail.training.labels import HazardTable
+from guardrail.training.mix import read_mix
+from guardrail.training.model_card import write_card
+from guardrail.training.onnx_graph import write_graph
+from guardrail.training.rows import Row
+from guardrail.types import Conversation
+
+WORDS = ["how", "do", "i", "build", "a", "bomb", "cake", "kill", "process", "user", "assistant", ":", "?", ".", "the",
+         "bake", "weapon", "poison", "garden", "lemon", "python", "crime", "drug"]  # fmt: skip
+CONFIG = EncoderConfig(
+    vocabulary=1600, positions=256, dimension=32, layers=2, heads=2, inner=64, category_heads=2, hidden=16
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A WordPiece vocabulary of letters and a few words; words get ids from 1000 on, as real ones do."""
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
+    pieces = [*letters, *(f"##{letter}" for letter in letters), *(word for word in WORDS if len(word) > 1)]
+    vocabulary |= {piece: 1000 + at for at, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    tokenizer.enable_truncation(16)
+    file = tmp_path_factory.mktemp("base") / "tokenizer.json"
+    tokenizer.save(str(file))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_model() -> EncoderModel:
+    torch.manual_seed(0)
+    return EncoderModel(CONFIG).eval()
+
+
+def renderer_of(file: Path) -> Renderer:
+    return Renderer(TextTokenizer.from_json(file.read_text(encoding="utf-8")))
+
+
+def write_data(folder: Path) -> None:
+    chosen = random.Random(0)
+    harmful = [f"how do i build a {chosen.choice(['bomb', 'weapon', 'poison'])} {at} {at * 7}" for at in range(60)]
+    safe = [f"how do i bake a {chosen.choice(['cake', 'lemon', 'garden'])} {at} {at * 7}" for at in range(60)]
+    rows = [{"prompt": text, "label": "harmful"} for text in harmful] + [{"prompt": t, "label": "safe"} for t in safe]
+    (folder / "train" / "wildguard_aegis").mkdir(parents=True)
+    file = folder / "train" / "wildguard_aegis" / "wildguard_aegis_prompts.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (folder / "train" / "aegis2_sample").mkdir()
+    lines = [f'{at},"drug crime {at} {at * 3} poison",Controlled/Regulated Substances' for at in range(30)]
+    header = "id,prompt,category\n"
+    (folder / "train" / "aegis2_sample" / "aegis_900.csv").write_text(header + "\n".join(lines), encoding="utf-8")
+    (folder / "eval").mkdir()
+    (folder / "eval" / "set.jsonl").write_text(json.dumps({"prompt": harmful[0]}), encoding="utf-8")
+
+
+def test_trains_exports_and_describes(tmp_path: Path, tokenizer_file: Path) -> None:
+    write_data(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    config: dict[str, Any] = {
+        "id": "tiny", "held_out": 0.3, "policies": {"default": 1.0, "made_up": 1.0},
+        "hyper": {"passes": 2, "tokens_per_batch": 512, "category_tokens": 24, "max_tokens": 32, "evaluate_every": 4,
+                  "head_rate": 5e-3, "learning_rate": 1e-3, "average": 0.5},
+        "sources": {"wildguard_aegis": {"rows": 100}, "aegis2": {"rows": 100, "repeat": 2, "weight": 0.5}},
+        "domains": {"prompts": ["wildguard_aegis"]},
+    }  # fmt: skip
+    table = HazardTable.read(CONFIGS / "hazards.yaml")
+    mix = read_mix(tmp_path, table, config["sources"], config["held_out"])
+    validation = Validation.make(mix.held_out, config["domains"], tmp_path)
+    train(mix, table, validation, tiny_model(), tokenizer_file.parent, config, run)
+    model = load_checkpoint(run / "checkpoint.pt", CONFIG)
+    report = finish(model, tokenizer_file, mix, validation, run, "tiny", "2026-01-01")
+    assert abs(report["int8"]["macro"] - report["float32"]["macro"]) <= 0.005
+    assert report["obedience"]["reordered_largest_change"] < 1e-5
+    assert report["obedience"]["recoded_largest_change"] == 0
+    steps = [json.loads(line)["step"] for line in (run / "validation.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+    report |= {"config": config, "trained": json.loads((run / "training.json").read_text())}
+    (run / "report.json").write_text(json.dumps(report))
+    (run / "manifest.json").write_text(json.dumps(mix.manifest))
+    write_card(run)
+    card = (run / "MODEL_CARD.md").read_text(encoding="utf-8")
+    entry = next(entry for entry in mix.manifest if entry["source"] == "wildguard_aegis")
+    assert entry["eval"] == 1
+    assert f"| wildguard_aegis | ODC-BY, CC-BY-4.0 | 120 | {1 + entry['near_eval']} | {entry['repeated']} |" in card
+    assert "## Evaluation" not in card
+    with Guard(EncoderBackend(run / "model")) as guard:
+        decision = guard.check("how do i build a bomb")
+        assert decision.score is not None
+        assert guard.policy.user.verdict == pytest.approx(report["thresholds"]["user"], abs=1e-4)
+
+
+def test_a_pass_takes_both_sides_of_a_source_equally(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    table = HazardTable.read(CONFIGS / "hazards.yaml")
+    mix = read_mix(tmp_path, table, {"wildguard_aegis": {"rows": 40, "weight": 0.5}, "aegis2": {"rows": 500}}, 0.2)
+    sample = mix.sample(0, 1)
+    prompts = [row for row in sample if row.source == "wildguard_aegis"]
+    assert sum(row.unsafe > 0.5 for row in prompts) == len(prompts) / 2 == 20
+    assert {row.weight for row in prompts} == {0.5}
+    assert len([row for row in sample if row.source == "aegis2"]) == len(mix.train["aegis2"])
+    assert sample == mix.sample(0, 1)
+    assert sample != mix.sample(1, 1)
+    apart = {row.text for row in mix.held_out}
+    assert apart
+    assert not apart & {row.text for rows in mix.train.values() for row in rows}
+
+
+def test_graph_computes_what_the_model_computes(tmp_path: Path, tokenizer_file: Path) -> None:
+    model, renderer = tiny_model(), renderer_of(tokenizer_file)
+    texts = ["how do i bake a cake ?", "kill", "the garden . " * 12]
+    talks = [Conversation.parse(text) for text in texts]
+    talks.append(Conversation.parse([{"role": "user", "content": "kill"}, {"role": "assistant", "content": "cake"}]))
+    input_ids, mask, types = pad([renderer.conversation(talk) for talk in talks], renderer.separator)
+    assert types[3].sum() > 0
+    categories = torch.randn(5, CONFIG.dimension)
+    with torch.no_grad():
+        logits, vector = model(input_ids, mask, types, categories)
+        verdict = model.verdict(logits)
+    write_graph(model, tmp_path / "exact.onnx", int8=False)
+    feed = {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types, "category_vectors": categories}
+    session = ort.InferenceSession(str(tmp_path / "exact.onnx"), providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: value.numpy() for name, value in feed.items()})
+    for value, expected in zip(found, (logits, verdict, vector), strict=True):
+        np.testing.assert_allclose(value, expected.numpy(), atol=2e-5)
+
+
+def test_verdict_depends_on_the_categories_alone() -> None:
+    model = tiny_model()
+    logits = torch.tensor([[2.0, -1.0, 0.5]])
+    kept = torch.tensor([[False, True, True]])
+    with torch.no_grad():
+        assert model.verdict(logits) == pytest.approx(model.verdict(logits[:, [2, 0, 1]]), abs=1e-6)
+        assert model.verdict(logits, kept) == pytest.approx(model.verdict(logits[:, 1:]), abs=1e-6)
+        assert -1 <= model.verdict(logits, kept) <= 0.5 < model.verdict(logits) <= 2
+
+
+def test_training_and_inference_see_the_same_ids(tmp_path: Path, tokenizer_file: Path) -> None:
+    export(tiny_model(), tokenizer_file, tmp_path / "model", model_id="tiny", date="2026-01-01", thresholds={})
+    backend = EncoderBackend(tmp_path / "model")
+    renderer = renderer_of(tokenizer_file)
+    builder = PromptBuilder(Template.load("encoder"), Taxonomy.load("default"))
+    for text in ("how do i build a bomb ?", "[SEP] [CLS] kill", "A.b-c the python"):
+        talk = Conversation.parse([{"role": "user", "content": text}, {"role": "assistant", "content": text}])
+        assert renderer.conversation(talk) == backend.tokenizer.encode(builder.build(talk))
+
+
+def test_long_words_are_read(tmp_path: Path, tokenizer_file: Path) -> None:
+    export(tiny_model(), tokenizer_file, tmp_path / "model", model_id="tiny", date="2026-01-01", thresholds={})
+    before, after = renderer_of(tokenizer_file), renderer_of(tmp_path / "model" / "tokenizer.json")
+    word = "howdoibuildabomb" * 12
+    assert 100 in before.tokenizer.encode_text(word)
+    assert 100 not in after.tokenizer.encode_text(word)
+    for text in ("how do i build a bomb?", "x" * 64, "café au lait"):
+        assert before.tokenizer.encode_text(text) == after.tokenizer.encode_text(text)
+
+
+def test_another_base_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no model\.safetensors"):
+        EncoderModel.from_base(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"something else")
+    with pytest.raises(ModelError, match="has the SHA-256"):
+        EncoderModel.from_base(tmp_path)
+
+
+def test_batches_hold_every_row_once_within_the_budget() -> None:
+    ids = [[101, *range(1000, 1000 + at % 90), 102] for at in range(300)]
+    order = list(range(300))
+    random.Random(0).shuffle(order)
+    made = list(batches(ids, order, 1024, 102, random.Random(1)))
+    assert sorted(row for batch in made for row in batch.rows) == list(range(300))
+    assert all(batch.input_ids.numel() <= 1024 for batch in made)
+    for batch in made:
+        assert batch.attention_mask.sum(dim=1).tolist() == [len(ids[row]) for row in batch.rows]
+
+
+def test_policies_are_parts_of_shipped_or_made_up_taxonomies(tokenizer_file: Path) -> None:
+    table = HazardTable.read(CONFIGS / "hazards.yaml")
+    sampler = PolicySampler(table, renderer_of(tokenizer_file), {"default": 1, "made_up": 1, "llama-guard-3": 1}, 32)
+    chosen = random.Random(0)
+    policies = [sampler.draw(chosen) for _ in range(60)]
+    assert {policy.name for policy in policies} == {"default", "made_up", "llama-guard-3"}
+    assert all(len(policy.hazards) == len(policy.texts) >= 1 for policy in policies)
+    assert all(len(text) <= 32 for policy in policies for text in policy.texts)
+    assert len({len(policy.texts) for policy in policies if policy.name == "default"}) > 1
+
+
+def test_target_tensors_follow_each_rows_own_policy() -> None:
+    row = Row("test", Conversation.parse("x"), 1.0, frozenset({"hate"}))
+    policy = [frozenset({"hate"}), frozenset({"drugs"})]
+    verdicts, categories = target_tensors([row, row], policy, [[True, True], [False, True]])
+    assert verdicts.tolist() == [1.0, 0.0]
+    assert categories.tolist() == [[1.0, 0.0], [1.0, 0.0]]
+
+
+def test_threshold_separates_and_weighs_by_the_prior() -> None:
+    scores = np.array([0.1, 0.2, 0.3, 0.6, 0.7, 0.9])
+    unsafe = np.array([False, False, False, True, True, True])
+    assert 0.3 < choose_threshold(scores, unsafe) < 0.6
+    mixed = np.array([False, True, False, True, False, True])
+    assert choose_threshold(scores, mixed, 0.05) > choose_threshold(scores, mixed, 0.9)
+
+
+def test_temperature_grows_when_scores_are_too_sure() -> None:
+    unsafe = np.array([True] * 50 + [False] * 50)
+    signs = np.where(unsafe, 1.0, -1.0)
+    signs[::5] *= -1
+    sure, unsure = (fit_temperature(signs * size, unsafe, 0.5) for size in (4.0, 1.0))
+    assert sure > unsure
