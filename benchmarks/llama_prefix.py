@@ -68,11 +68,12 @@ def small_checkpoint(tokenizer: Any) -> Checkpoint:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=704,
+        hidden_size=384,
+        intermediate_size=1024,
         num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
         max_position_embeddings=4096,
     )
     model = LlamaForCausalLM(config).eval()

@@ -75,7 +75,7 @@ def test_a_checkpoint_with_its_own_chat_template(guard1: Path) -> None:
     assert backend.default_taxonomy.codes == ("O1", "O2")
     assert backend.name.startswith("guard1@")
     assert backend.max_tokens == 4096 - 16
-    assert (backend.calibration.temperature, backend.token_budget) == (1.0, 8192)
+    assert (backend.calibration.temperature, backend.token_budget) == (1.0, 1024)
     prompt = PromptBuilder(backend.template, backend.default_taxonomy).build(Conversation.parse("hello"))
     (answer,) = backend.logits([prompt])
     assert len(getattr(answer, "categories", ())) == 2

@@ -34,7 +34,8 @@ from guardrail.backends.llama_runner import Answer, Runner
 
 __all__ = ["LlamaBackend"]
 
-TOKEN_BUDGET: Final = 8192
+TOKEN_BUDGET: Final = {"cpu": 1024, "mps": 8192, "cuda": 8192}
+"""Tokens per batch by device. Larger batches are no faster on a CPU, and slower where they outgrow its caches."""
 MAX_TOKENS: Final = 8192
 CACHE_BYTES: Final = 2**30
 
@@ -52,13 +53,13 @@ class LlamaBackend:
         checkpoint: Checkpoint,
         *,
         template: str | None = None,
-        token_budget: int = TOKEN_BUDGET,
+        token_budget: int | None = None,
         max_tokens: int = MAX_TOKENS,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """The options are those of `load`."""
         for option, value in (("token_budget", token_budget), ("max_tokens", max_tokens)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise UsageError(f"{option} is {value}", hint="give a number of tokens from 1")
         self.name = checkpoint.name
         self.calibration = _calibration(checkpoint)
@@ -69,7 +70,9 @@ class LlamaBackend:
         self._verdict = verdict_tokens(self.tokenizer, self.template)
         self._trie = lru_cache(maxsize=64)(partial(code_trie, self.tokenizer, self.template))
         self._check_tokens(checkpoint)
-        self._runner: Runner | None = Runner(_forward(checkpoint), token_budget, cache_bytes)
+        forward = _forward(checkpoint)
+        budget = token_budget or TOKEN_BUDGET[forward.device.type]
+        self._runner: Runner | None = Runner(forward, budget, cache_bytes)
         self._lock = Lock()
 
     @classmethod
@@ -82,7 +85,7 @@ class LlamaBackend:
         template: str | None = None,
         quantize: Quantize | None = None,
         revision: str | None = None,
-        token_budget: int = TOKEN_BUDGET,
+        token_budget: int | None = None,
         max_tokens: int = MAX_TOKENS,
         cache_bytes: int = CACHE_BYTES,
     ) -> LlamaBackend:
@@ -91,7 +94,8 @@ class LlamaBackend:
         `device` is `cuda`, `mps` or `cpu` (default: the first there is); `dtype` is `float32`, `bfloat16` or `float16`
         (default: float32 on the CPU, else the checkpoint's own); `quantize` is `8bit` or `4bit` and needs CUDA.
         `template` overrides the family that is found from tokenizer and chat template. `token_budget` bounds a
-        batch, padding included; `max_tokens` bounds a prompt; `cache_bytes` bounds the policy prefixes' memory.
+        batch, padding included (default: by device), `max_tokens` a prompt, and `cache_bytes` the memory of the
+        policy prefixes.
         """
         checkpoint = load_checkpoint(model, device=device, dtype=dtype, quantize=quantize, revision=revision)
         return cls(
