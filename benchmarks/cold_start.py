@@ -54,8 +54,8 @@ def main() -> None:
                 times[name][1].append(measured[1])
     result = {name: statistics.median(ours) / statistics.median(theirs) for name, (ours, theirs) in times.items()}
     for name, ratio in result.items():
-        ours, theirs = (statistics.median(values) * 1000 for values in times[name])
-        print(f"{name:34}  {ratio:5.2f}x   ({ours:.0f} ms / {theirs:.0f} ms in this run)")
+        medians = [statistics.median(values) * 1000 for values in times[name]]
+        print(f"{name:34}  {ratio:5.2f}x   ({medians[0]:.0f} ms / {medians[1]:.0f} ms in this run)")
     if arguments.json:
         arguments.json.write_text(json.dumps({"rounds": arguments.rounds, "ratios": result}, indent=2) + "\n")
 

@@ -74,7 +74,7 @@ class Guard:
 
     @property
     def fingerprint(self) -> str:
-        """Model, taxonomy, template and policy: two guards with equal fingerprints give equal decisions, up to rounding."""
+        """Model, taxonomy, template and policy: guards with equal fingerprints give equal decisions, up to rounding."""
         refs = (self.backend.name, self.taxonomy.ref, self._builder.template.ref, f"policy@{self.policy.digest}")
         return " ".join((*refs, self.category_scores, "text" if self._builder.policy else "names"))
 

@@ -70,7 +70,7 @@ def test_check_many_is_lazy() -> None:
 
 @pytest.mark.parametrize(("on_error", "flagged"), [("closed", True), ("open", False)])
 def test_unusable_input_is_an_error_decision_never_safe(on_error: OnError, flagged: bool) -> None:
-    decision = scripted(on_error).check([{"role": "user", "content": 5}])  # type: ignore[list-item]
+    decision = scripted(on_error).check([{"role": "user", "content": 5}])
     assert (decision.verdict, decision.flagged, decision.score) == (Verdict.ERROR, flagged, None)
     assert decision.categories == ()
     assert decision.error is not None

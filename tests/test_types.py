@@ -45,7 +45,8 @@ def test_text_parts_are_joined() -> None:
 
 
 def test_an_assistant_turn_without_content_is_context_like_any_other() -> None:
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}, {"role": "user", "content": "b"}]
+    user: list[Any] = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    turns = [user[0], {"role": "assistant", "content": None}, user[1]]
     assert [message.text for message in Conversation.parse(turns).messages] == ["a", "", "b"]
 
 
