@@ -7,7 +7,7 @@ from typing import Any
 
 from tests import tokenizer_files
 
-__all__ = ["FAMILIES", "TOKENIZERS", "chat_template", "save_checkpoint", "tokenizer_of"]
+__all__ = ["FAMILIES", "TOKENIZERS", "chat_template", "random_model", "save_checkpoint", "tokenizer_of"]
 
 TOKENIZERS = {
     "llama-guard-1": "llama2",
@@ -75,20 +75,22 @@ def tokenizer_of(family: str, tokenizers: Path) -> Any:
     return getattr(tokenizer_files, TOKENIZERS[family])(tokenizers)
 
 
-def save_checkpoint(
-    folder: Path, tokenizer: Any, *, chat: str | None = None, config: Any = None, seed: int = 0, **settings: Any
-) -> Path:
-    """Write a random model (by default a small Llama, `settings` are added to its configuration) and its tokenizer.
+def random_model(tokenizer: Any, *, seed: int = 0, **settings: Any) -> Any:
+    """A small random Llama for a tokenizer; `settings` are added to its configuration.
 
     The weights are larger than usual initial ones, so that logits differ between tokens and positions.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config or llama_config(len(tokenizer), **settings))
+    return LlamaForCausalLM(llama_config(len(tokenizer), **settings)).eval()
+
+
+def save_checkpoint(folder: Path, tokenizer: Any, *, chat: str | None = None, **settings: Any) -> Path:
+    """Write a random model and its tokenizer as a checkpoint has them; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    random_model(tokenizer, **settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if chat is not None:
         (folder / "chat_template.jinja").write_text(chat, encoding="utf-8")

@@ -12,16 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from guardrail.backends.llama import LlamaBackend
-from guardrail.backends.llama_loading import Checkpoint, load_checkpoint
+from guardrail.backends.llama_loading import Checkpoint
 from guardrail.errors import BackendError
 from guardrail.prompting import Prompt, PromptBuilder
 from guardrail.scoring import Logits, scores
 from guardrail.taxonomy import Category, Taxonomy
 from guardrail.types import Conversation
-from tests.checkpoints import FAMILIES, TOKENIZERS, save_checkpoint, tokenizer_of
+from tests.checkpoints import FAMILIES, TOKENIZERS, random_model, save_checkpoint, tokenizer_of
 
 CONVERSATIONS = [
     Conversation.parse(value)
@@ -48,7 +47,6 @@ class Setup:
 
     backend: LlamaBackend
     checkpoint: Checkpoint
-    model: Any
 
     @property
     def tokenizer(self) -> Any:
@@ -62,16 +60,17 @@ class Setup:
 @pytest.fixture(scope="module")
 def setups(tokenizer_files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Setup]:
     """Every family with a small random checkpoint that has its tokenizer."""
-    loaded: dict[str, tuple[Checkpoint, Any]] = {}
+    folder = tmp_path_factory.mktemp("empty")
+    checkpoints: dict[str, Checkpoint] = {}
     made = {}
     for family in FAMILIES:
         kind = TOKENIZERS[family]
-        if kind not in loaded:
-            folder = save_checkpoint(tmp_path_factory.mktemp(kind), tokenizer_of(family, tokenizer_files))
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-            loaded[kind] = load_checkpoint(str(folder), device="cpu"), model
-        checkpoint, model = loaded[kind]
-        made[family] = Setup(LlamaBackend(checkpoint, template=family), checkpoint, model)
+        if kind not in checkpoints:
+            tokenizer = tokenizer_of(family, tokenizer_files)
+            checkpoints[kind] = Checkpoint(
+                random_model(tokenizer), tokenizer, f"{kind}@0", folder, 4096, len(tokenizer)
+            )
+        made[family] = Setup(LlamaBackend(checkpoints[kind], template=family), checkpoints[kind])
     return made
 
 
@@ -98,7 +97,7 @@ class Reference:
         key = tuple(answer)
         if key not in self._known:
             with torch.no_grad():
-                output = self._setup.model(torch.tensor([[*self._start, *answer]]), logits_to_keep=1)
+                output = self._setup.checkpoint.model(torch.tensor([[*self._start, *answer]]), logits_to_keep=1)
             self._known[key] = output.logits[0, -1].tolist()
         return self._known[key]
 

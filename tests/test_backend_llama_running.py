@@ -218,7 +218,8 @@ class Failing(torch.nn.Module):
 def failing(checkpoint: Checkpoint, rows: int, error: Exception) -> LlamaBackend:
     """A backend of its own whose model raises the error for batches of more than so many rows."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder).eval()
-    backend = LlamaBackend(Checkpoint(model, checkpoint.tokenizer, "failing@0", checkpoint.folder, 4096, 32000))
+    own = Checkpoint(model, checkpoint.tokenizer, "failing@0", checkpoint.folder, 4096, 32000)
+    backend = LlamaBackend(own, token_budget=8192)
     model.model.embed_tokens = Failing(model.model.embed_tokens, rows, error)
     return backend
 
@@ -350,7 +351,7 @@ def test_memory_does_not_grow_with_the_number_of_requests(backend: LlamaBackend)
     runner = backend._runner
     assert runner is not None
     before, kept = resident(), runner.prefixes.nbytes
-    requests(60, 300)
+    requests(60, 200)
     assert runner.prefixes.nbytes == kept
     assert len(runner.prefixes) == 1
     assert resident() - before < 8 * 2**20

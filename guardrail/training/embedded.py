@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mix = read_mix(options.data, table, config["sources"], config["held_out"])
     _write(options.output / "manifest.json", mix.manifest)
     validation = Validation.make(mix.held_out, config["domains"], options.data)
+    torch.manual_seed(config["hyper"]["seed"])
     if not options.export_only:
         train(mix, table, validation, EncoderModel.from_base(options.base), options.base, config, options.output)
     model = load_checkpoint(options.output / "checkpoint.pt", EncoderConfig())
@@ -60,7 +61,6 @@ def train(
 ) -> None:  # fmt: skip
     """Trains the model; writes checkpoint.pt (the step that validated best), validation.jsonl and training.json."""
     hyper = Hyper(**config["hyper"])
-    torch.manual_seed(hyper.seed)
     renderer = Renderer(TextTokenizer.from_json((base / "tokenizer.json").read_text(encoding="utf-8")))
     sampler = PolicySampler(table, renderer, config["policies"], hyper.category_tokens)
     trainer = Trainer(model, renderer, sampler, hyper)

@@ -13,12 +13,13 @@ from guardrail.prompting import PromptBuilder, Template
 from guardrail.taxonomy import Taxonomy
 from guardrail.tokens import TextTokenizer
 from guardrail.training.labels import HazardTable
-from guardrail.training.rows import Hazards, Row, targets
+from guardrail.training.rows import UNKNOWN, Hazards, Row, targets
 from guardrail.types import Conversation
 
 __all__ = ["Batch", "Policy", "PolicySampler", "Renderer", "batches", "flip", "pad", "target_tensors"]
 
 DEFAULT = "default"
+_RELATED = 0.15
 
 
 class Renderer:
@@ -157,6 +158,14 @@ def flip(row: Row, policy: Sequence[Hazards], chosen: random.Random, rate: float
     return kept if any(kept) else everything
 
 
+def _sharpened(row: Row, value: float) -> float:
+    """A label says what a text is about, so a related category is probably, not certainly, not violated.
+
+    Left unknown, related categories all become high together, and leaving one out of the policy changes nothing.
+    """
+    return _RELATED * row.unsafe if value == UNKNOWN and row.violated and row.unsafe > 0 else value
+
+
 def target_tensors(
     rows: Sequence[Row], policy: Sequence[Hazards], kept: Sequence[Sequence[bool]]
 ) -> tuple[Tensor, Tensor]:
@@ -166,5 +175,5 @@ def target_tensors(
         _, all_values = targets(row, policy)
         verdict, _ = targets(row, [hazards for hazards, stays in zip(policy, keep, strict=True) if stays])
         verdicts.append(verdict)
-        categories.append(all_values)
+        categories.append([_sharpened(row, value) for value in all_values])
     return torch.tensor(verdicts), torch.tensor(categories)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ _PRIOR = 0.2
 """Assumed share of unsafe messages where the guard is used; held-out sources have any share."""
 
 
-def guard_scores(folder: Path, rows: Sequence[Row], taxonomy: Taxonomy | None = None) -> list[Decision]:
-    """The guard's decisions on the rows, with the model in the folder."""
-    with Guard(EncoderBackend(folder), taxonomy=taxonomy) as guard:
-        return list(guard.check_many([row.conversation for row in rows]))
+def guard_scores(model: Path | EncoderBackend, rows: Sequence[Row], taxonomy: Taxonomy | None = None) -> list[Decision]:
+    """The guard's decisions on the rows, with the model in a folder or one that is open."""
+    backend = EncoderBackend(model) if isinstance(model, Path) else model
+    return list(Guard(backend, taxonomy=taxonomy).check_many([row.conversation for row in rows]))
 
 
 def sides(rows: Sequence[Row], role: Role) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
@@ -62,16 +61,14 @@ def fit_temperature(logits: Floats, unsafe: NDArray[np.bool_], prior: float = _P
 
 def obedience(folder: Path, rows: Sequence[Row], most: int = 25) -> dict[str, Any]:
     """What leaving out, reordering and renaming categories does to held-out rows with known categories."""
-    taxonomy = Taxonomy.load("default")
+    taxonomy, backend = Taxonomy.load("default"), EncoderBackend(folder)
     by_code = _by_category(rows, taxonomy, most)
     chosen = [row for group in by_code.values() for row in group]
-    before = {id(row): decision for row, decision in zip(chosen, guard_scores(folder, chosen), strict=True)}
+    before = {id(row): decision for row, decision in zip(chosen, guard_scores(backend, chosen), strict=True)}
     table = {}
     for code, group in by_code.items():
-        touched = [item.code for item in taxonomy if any(_touches(row, item.hazards) for row in group)]
-        left_out = guard_scores(folder, group, taxonomy.exclude([code]))
-        narrow = [taxonomy.exclude(_touched(row, taxonomy)) for row in group]
-        without = [guard_scores(folder, [row], part)[0] for row, part in zip(group, narrow, strict=True)]
+        left_out = guard_scores(backend, group, taxonomy.exclude([code]))
+        without = _without_related(backend, group, taxonomy)
         first = [before[id(row)] for row in group]
         table[code] = {
             "name": taxonomy.category(code).name,
@@ -83,14 +80,13 @@ def obedience(folder: Path, rows: Sequence[Row], most: int = 25) -> dict[str, An
             "flagged_before": float(np.mean([item.flagged for item in first])),
             "flagged_left_out": float(np.mean([item.flagged for item in left_out])),
             "flagged_all_related_left_out": float(np.mean([item.flagged for item in without])),
-            "related": touched,
         }
     first = [before[id(row)] for row in chosen]
-    reverse = guard_scores(folder, chosen, taxonomy.reorder(tuple(reversed(taxonomy.codes))))
+    reverse = guard_scores(backend, chosen, taxonomy.reorder(tuple(reversed(taxonomy.codes))))
     bare = Taxonomy(taxonomy.id, taxonomy.name, tuple(replace(item, definition="", include=(), exclude=())
                                                       for item in taxonomy))  # fmt: skip
-    named = guard_scores(folder, chosen, bare)
-    recoded = guard_scores(folder, chosen, taxonomy.renumber("C"))
+    named = guard_scores(backend, chosen, bare)
+    recoded = guard_scores(backend, chosen, taxonomy.renumber("C"))
     return {
         "categories": table,
         "reordered_largest_change": _largest(first, reverse),
@@ -98,6 +94,18 @@ def obedience(folder: Path, rows: Sequence[Row], most: int = 25) -> dict[str, An
         "names_only_mean_change": float(np.mean(np.abs(_scores(first) - _scores(named)))),
         "names_only_same_verdict": float(np.mean([a.flagged == b.flagged for a, b in zip(first, named, strict=True)])),
     }
+
+
+def _without_related(backend: EncoderBackend, rows: Sequence[Row], taxonomy: Taxonomy) -> list[Decision]:
+    """The decisions under what is left of the taxonomy without all that a row violates or may violate."""
+    groups: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        groups[tuple(_touched(row, taxonomy))].append(number)
+    found: dict[int, Decision] = {}
+    for codes, numbers in groups.items():
+        decisions = guard_scores(backend, [rows[number] for number in numbers], taxonomy.exclude(codes))
+        found.update(zip(numbers, decisions, strict=True))
+    return [found[number] for number in range(len(rows))]
 
 
 def _by_category(rows: Sequence[Row], taxonomy: Taxonomy, most: int) -> dict[str, list[Row]]:
@@ -110,12 +118,8 @@ def _by_category(rows: Sequence[Row], taxonomy: Taxonomy, most: int) -> dict[str
     return {code: groups[code][:most] for code in taxonomy.codes if groups[code]}
 
 
-def _touches(row: Row, hazards: Sequence[str]) -> bool:
-    return bool((row.violated | row.possible) & frozenset(hazards))
-
-
 def _touched(row: Row, taxonomy: Taxonomy) -> list[str]:
-    codes = [item.code for item in taxonomy if _touches(row, item.hazards)]
+    codes = [item.code for item in taxonomy if (row.violated | row.possible) & frozenset(item.hazards)]
     return codes if len(codes) < len(taxonomy) else codes[1:]
 
 
@@ -129,8 +133,3 @@ def _mean(decisions: Sequence[Decision]) -> float:
 
 def _largest(one: Sequence[Decision], other: Sequence[Decision]) -> float:
     return float(np.abs(_scores(one) - _scores(other)).max())
-
-
-def read_report(file: Path) -> Mapping[str, Any]:
-    """A report as written by the training command."""
-    return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]

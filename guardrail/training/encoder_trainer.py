@@ -134,7 +134,7 @@ class Trainer:
         verdict = model.verdict(logits, torch.tensor(kept))
         verdict_loss = _masked(functional.binary_cross_entropy_with_logits(
             verdict, verdicts.clamp(min=0), reduction="none"), (verdicts >= 0) * weights)  # fmt: skip
-        emphasis = torch.where(categories > 0, hyper.positive_weight, 1.0)
+        emphasis = torch.where(categories >= 0.5, hyper.positive_weight, 1.0)
         each = functional.binary_cross_entropy_with_logits(logits, categories.clamp(min=0), reduction="none")
         category_loss = _masked(each, (categories >= 0) * emphasis * weights[:, None])
         loss = verdict_loss + hyper.category_loss * category_loss
