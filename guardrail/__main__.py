@@ -14,8 +14,11 @@ def main() -> NoReturn:
     status = run(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has gone; what Python would still write at exit goes nowhere.
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: stdout cannot be written: {error.strerror}", file=sys.stderr)
+        status = status or 1
+        # What Python would still write at exit goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 

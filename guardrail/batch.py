@@ -86,6 +86,8 @@ def score_file(
     `RowError` for a bad row with `on_error="stop"`, `ResumeError`, `UsageError`, and `BrokenPipeError` when the reader
     of stdout has gone. After an error or an interrupt the output can be resumed.
     """
+    if guard.policy.on_error == "raise":
+        raise UsageError("on_error: a guard that raises cannot write error rows", hint='use "closed" or "open"')
     goal = os.fspath(target)
     check_paths(source, goal, options)
     run = Run(guard.fingerprint, options.max_line_bytes)

@@ -6,6 +6,7 @@ imports what it runs inside the command's body, so that `--help` loads nothing h
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -56,13 +57,23 @@ def guardrail(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter shows its number
     try:
         status = typer.main.get_command(app).main(list(arguments), prog_name="guardrail", standalone_mode=False)
     except GuardrailError as error:
         return _report(str(error), error.hint, error.exit_status)
     except typer.Abort:
         return _report("interrupted", None, 130)
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        return _report(f"cannot write or read: {error.strerror or error}", None, 1)
     except _ClickError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error, file=sys.stderr)
+            return 2
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "guardrail"
         message = getattr(error, "format_message", error.__str__)()

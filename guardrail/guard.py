@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +20,7 @@ from guardrail.scoring import Logits, Scores, highest, scores
 from guardrail.taxonomy import Taxonomy
 from guardrail.types import CategoryScore, Conversation, Decision, Role, Verdict
 from guardrail.windows import fit
+from guardrail.workers import Workers
 
 __all__ = ["CategoryScores", "Guard", "Judgeable", "load"]
 
@@ -65,18 +64,23 @@ class Guard:
         self.policy.check(self.taxonomy)
         self.category_scores = category_scores
         template = template or backend.template
+        if policy_text is not None and template.header.encoder:
+            raise UsageError("policy_text: an encoder always reads the policy text", hint="leave it out")
         self._builder = PromptBuilder(template, self.taxonomy, policy=policy_text)
+        self._workers = Workers(min(4, os.cpu_count() or 1), "guardrail")
         singles = self.taxonomy.codes if category_scores == "each" else ()
         self._builders = [
             self._builder,
-            *(PromptBuilder(template, self.taxonomy.select([code]), policy=policy_text) for code in singles),
+            *(PromptBuilder(template, self.taxonomy.select([code]), policy=self._builder.policy) for code in singles),
         ]
 
     @property
     def fingerprint(self) -> str:
         """Model, taxonomy, template and policy: guards with equal fingerprints give equal decisions, up to rounding."""
         refs = (self.backend.name, self.taxonomy.ref, self._builder.template.ref, f"policy@{self.policy.digest}")
-        return " ".join((*refs, self.category_scores, "text" if self._builder.policy else "names"))
+        shown = "text" if self._builder.policy else "names"
+        temperature = self.backend.calibration.temperature
+        return " ".join((*refs, self.category_scores, shown, f"{temperature:g}", f"{self.backend.max_tokens}"))
 
     def check(self, conversation: Judgeable) -> Decision:
         """Judge a user prompt (a string) or the last message of a conversation.
@@ -90,8 +94,12 @@ class Guard:
         """Judge conversations lazily, `batch_size` at a time, one decision each, in order."""
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", hint="give a number from 1")
-        iterator = iter(conversations)
-        while batch := list(islice(iterator, batch_size)):
+        if isinstance(conversations, str | bytes | Mapping | Conversation):
+            raise UsageError("check_many takes many conversations, this is one", hint="use check, or a list of it")
+        return self._decided(iter(conversations), batch_size)
+
+    def _decided(self, conversations: Iterator[Judgeable], batch_size: int) -> Iterator[Decision]:
+        while batch := list(islice(conversations, batch_size)):
             yield from self._decide(batch)
 
     async def acheck(self, conversation: Judgeable) -> Decision:
@@ -101,12 +109,11 @@ class Guard:
         """
         import asyncio  # slow to import, and whoever awaits has done so
 
-        return await asyncio.get_running_loop().run_in_executor(self._workers, self.check, conversation)
+        return await asyncio.get_running_loop().run_in_executor(self._workers.pool, self.check, conversation)
 
     def close(self) -> None:
         """Stop the worker threads and free the classifier."""
-        if "_workers" in self.__dict__:
-            self._workers.shutdown(wait=True, cancel_futures=True)
+        self._workers.close()
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -116,10 +123,6 @@ class Guard:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    @cached_property
-    def _workers(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="guardrail")
 
     def _decide(self, batch: Sequence[Judgeable]) -> list[Decision]:
         """One decision per item; what fails the whole batch fails each of its items."""
@@ -131,13 +134,18 @@ class Guard:
     def _prepare(self, item: Judgeable, prompts: list[Prompt]) -> _Job | GuardrailError:
         """Append the item's prompts: for each window one, and in the mode `each` one more per category."""
         try:
-            windows = fit(Conversation.parse(item), self.backend.max_tokens, self._builder, self.backend.tokenizer)
+            conversation = Conversation.parse(item)
+            windows = fit(conversation, self.backend.max_tokens, self._builder, self.backend.tokenizer)
             built = [builder.build(window) for window in windows.conversations for builder in self._builders]
         except GuardrailError as error:
             return error
+        except Exception as error:  # an input that nobody thought of must not take its batch along
+            _log.exception("a conversation could not be prepared")
+            return BackendError(f"{type(error).__name__}: {error}")
         start = len(prompts)
         prompts.extend(built)
-        markers = tuple(dict.fromkeys(marker for prompt in built for marker in prompt.markers))
+        whole = len(windows.conversations) == 1 and not windows.truncated
+        markers = built[0].markers if whole else self._builder.markers(conversation)
         return _Job(slice(start, len(prompts)), built[0].role, windows.truncated, markers)
 
     def _logits(self, prompts: Sequence[Prompt]) -> list[Logits | BackendError]:
@@ -223,13 +231,18 @@ def _verdict_only(thresholds: Thresholds) -> Thresholds:
     return Thresholds(0.5 if thresholds.verdict is None else thresholds.verdict)
 
 
+def _replaced(side: Thresholds, verdict: float | None, categories: Mapping[str, float] | None) -> Thresholds:
+    return Thresholds(side.verdict if verdict is None else verdict, {**side.categories, **(categories or {})})
+
+
 def load(
-    model: str = EMBEDDED,
+    model: str | Path = EMBEDDED,
     *,
     taxonomy: str | Path | Taxonomy | None = None,
     template: str | None = None,
     threshold: float | None = None,
     thresholds: Mapping[str, float] | None = None,
+    policy: Policy | None = None,
     on_error: OnError = "closed",
     category_scores: CategoryScores = "first",
     policy_text: bool | None = None,
@@ -240,20 +253,20 @@ def load(
     `model` is `embedded` (in the package, no network), a Llama Guard checkpoint (hub id or folder), or
     `encoder:FOLDER`. `taxonomy` is the name of a shipped one or a file; without it, the one the weights were trained
     on. `template` is a prompt format other than the checkpoint's. `threshold` (for P(unsafe)) and `thresholds` (by
-    category code) replace the calibrated ones for both roles. `options` go to the backend: `device`, `dtype`,
-    `quantize`, `token_budget`, `revision` for a checkpoint, `threads` for an encoder. `policy_text` shows or hides the
-    definitions; by default as the checkpoint's family was trained, and shown for any other taxonomy.
+    category code) replace the calibrated ones for both roles; `policy` replaces all of them. `policy_text` shows or
+    hides the definitions; by default as the checkpoint's family was trained, and shown for any other taxonomy.
+    `options` go to the backend: `device`, `dtype`, `quantize`, `token_budget`, `revision` for a checkpoint, `threads`
+    for an encoder.
     """
-    if template is not None and model != EMBEDDED:
+    if policy is not None and (threshold is not None or thresholds or on_error != "closed"):
+        raise UsageError("policy: it holds thresholds and on_error already", hint="give either it or them")
+    if template is not None:
         options["template"] = template
-    backend = load_backend(model, **options)
+    backend = load_backend(str(model), **options)
     chosen = backend.default_taxonomy if taxonomy is None else Taxonomy.load(taxonomy)
-    policy = _calibrated(backend, chosen, on_error)
-    if threshold is not None or thresholds:
-        sides = (policy.user, policy.assistant)
-        user, assistant = (
-            Thresholds(side.verdict if threshold is None else threshold, {**side.categories, **(thresholds or {})})
-            for side in sides
+    if policy is None:
+        policy = _calibrated(backend, chosen, on_error)
+        policy = Policy(
+            _replaced(policy.user, threshold, thresholds), _replaced(policy.assistant, threshold, thresholds), on_error
         )
-        policy = Policy(user, assistant, on_error)
     return Guard(backend, taxonomy=chosen, policy=policy, category_scores=category_scores, policy_text=policy_text)

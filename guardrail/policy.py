@@ -120,7 +120,8 @@ class Policy:
 
         Unsafe when P(unsafe) reaches the verdict threshold, or when a category reaches a threshold of its own. A
         category without one is flagged when the verdict is unsafe by P(unsafe) and the category reaches the verdict
-        threshold too. When no category does, the highest one is: an unsafe verdict always names a reason.
+        threshold too. When no category does, the highest one without a threshold of its own is: an unsafe verdict
+        names a reason.
         """
         thresholds = self.user if role is Role.USER else self.assistant
         by_score = thresholds.verdict is not None and scores.unsafe >= thresholds.verdict

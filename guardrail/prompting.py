@@ -94,8 +94,12 @@ class PromptBuilder:
             self.codes,
             roles[-1],
             self.template.ref,
-            find_markers(texts, self.template.control),
+            self.markers(conversation),
         )
+
+    def markers(self, conversation: Conversation) -> tuple[str, ...]:
+        """The prompt markers that a conversation's texts contain, also where it is too long for one prompt."""
+        return find_markers((message.text for message in conversation.messages), self.template.control)
 
     def _skeleton(self, roles: tuple[Role, ...]) -> Skeleton:
         skeleton = self.template.skeleton(roles, self.policy_texts)
@@ -135,7 +139,10 @@ def _policy(template: Template, taxonomy: Taxonomy) -> bool:
     """Whether to show policy text when the caller leaves it open."""
     if template.taxonomy is not None and all(category in template.taxonomy.categories for category in taxonomy):
         return True
-    return template.header.policy if taxonomy.id == template.header.taxonomy else True
+    if not template.header.taxonomy:
+        return True
+    trained = Taxonomy.load(template.header.taxonomy).categories
+    return template.header.policy or not all(category in trained for category in taxonomy)
 
 
 def _clean(text: str) -> str:

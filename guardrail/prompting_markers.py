@@ -35,8 +35,9 @@ def find_markers(texts: Iterable[str], control: Sequence[str]) -> tuple[str, ...
     found: dict[str, None] = {}
     pattern = _pattern(tuple(control))
     for text in texts:
-        if "<" in text or "[" in text or "safe" in text or not text.isascii():
-            found.update(dict.fromkeys(_markers(_plain(text), pattern)))
+        text = _plain(text)
+        if "<" in text or "[" in text or "safe" in text:
+            found.update(dict.fromkeys(_markers(text, pattern)))
     return tuple(found)
 
 

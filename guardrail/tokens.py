@@ -80,6 +80,11 @@ class TextTokenizer:
         """The ids that no text can give."""
         return frozenset(self._names) - {self._ordinary}
 
+    @property
+    def unknown(self) -> int | None:
+        """The id of what the vocabulary cannot express, where it has one."""
+        return self._ordinary
+
     def control_id(self, token: str) -> int:
         """The id of one control token; `ModelError` when the vocabulary does not have it."""
         try:

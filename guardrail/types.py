@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+from unicodedata import category
 
 from guardrail.errors import ConversationError
 
-__all__ = ["CategoryScore", "Conversation", "Decision", "Message", "Role", "Verdict"]
+__all__ = ["CategoryScore", "Conversation", "Decision", "Message", "Role", "Verdict", "is_blank"]
 
 # Policy and plumbing: never part of what is judged, and never shown to the classifier as if somebody had said it.
 _LEFT_OUT = frozenset({"system", "developer", "tool", "function"})
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "agent": "assistant", "model": "assistant"}
+_INVISIBLE = frozenset({"Cc", "Cf"})
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 
 
@@ -39,6 +41,13 @@ class Message:
     role: Role
     text: str
 
+    def __post_init__(self) -> None:
+        if self.role not in Role.__members__.values():
+            raise ConversationError(f"unknown role {self.role!r}", field="role", hint="known: user, assistant")
+        object.__setattr__(self, "role", Role(self.role))
+        if not isinstance(self.text, str):
+            raise ConversationError(f"expected a string, got {type(self.text).__name__}", field="text")
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
@@ -47,9 +56,10 @@ class Conversation:
     messages: tuple[Message, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "messages", tuple(self.messages))
         if not self.messages:
             raise ConversationError("there is no message to judge", field="messages")
-        if not self.judged.text.strip():
+        if is_blank(self.judged.text):
             raise ConversationError("the message to judge is empty", hint="an empty text has no verdict; leave it out")
 
     @property
@@ -89,13 +99,18 @@ class Conversation:
         return cls(tuple(message for message in parsed if message is not None))
 
 
+def is_blank(text: str) -> bool:
+    """Whether a reader would see nothing: white space, and control and format characters such as zero-width ones."""
+    return all(char.isspace() or (not char.isprintable() and category(char) in _INVISIBLE) for char in text)
+
+
 def _message(raw: Any, index: int) -> Message | None:
     """The message, or None when its role is left out of the conversation."""
     place = f"messages[{index}]"
     if not isinstance(raw, Mapping):
         raise ConversationError(f"expected an object with role and content, got {type(raw).__name__}", field=place)
     role = raw.get("role")
-    if role in _LEFT_OUT:
+    if isinstance(role, str) and role in _LEFT_OUT:
         return None
     if not isinstance(role, str) or role not in _ROLES:
         raise ConversationError(
@@ -120,7 +135,7 @@ def _part(part: Any, place: str) -> str:
     if not isinstance(part, Mapping):
         raise ConversationError(f"expected a content part, got {type(part).__name__}", field=place)
     kind = part.get("type")
-    if kind not in _TEXT_PARTS:
+    if not isinstance(kind, str) or kind not in _TEXT_PARTS:
         raise ConversationError(
             f"content of type {kind!r} cannot be judged",
             field=place,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import islice
 from weakref import WeakKeyDictionary
 
-from guardrail.errors import TemplateError, UsageError
+from guardrail.errors import ConversationError, TemplateError, UsageError
 from guardrail.prompting import PromptBuilder
 from guardrail.tokens import TextTokenizer
-from guardrail.types import Conversation, Message, Role
+from guardrail.types import Conversation, Message, Role, is_blank
 
 __all__ = ["MAX_WINDOWS", "Windows", "fit"]
 
@@ -118,7 +118,11 @@ class _Fitting:
         if cut_short:
             end = _Cutter(self, context, judged.role, tail, starts if tail is head else self._starts(tail))
             pieces = [*pieces[: max_windows - 1], end.last()]
-        kept = tuple(Conversation((*context, Message(judged.role, piece))) for piece in pieces if piece.strip())
+        kept = tuple(Conversation((*context, Message(judged.role, piece))) for piece in pieces if not is_blank(piece))
+        if not kept:
+            raise ConversationError(
+                "there is no text to judge at either end of the message, and it is too long to read"
+            )
         return Windows(kept, cut_short or context != earlier)
 
     def _starts(self, text: str) -> list[int]:
@@ -190,7 +194,7 @@ class _Cutter:
             while end < last and self.starts[end] == self.starts[first]:
                 end += 1
             piece = self._text(first, end)
-            if piece.strip():
+            if not is_blank(piece):
                 yield piece
             first = last if end == last else self._next(first, end)
 
@@ -200,7 +204,7 @@ class _Cutter:
         first = max(0, last - self._room())
         while (excess := self._excess(first, last)) > 0 and first < last - 1:
             first = min(last - 1, first + excess)
-        while first > 0 and not self._text(first, last).strip():
+        while first > 0 and is_blank(self._text(first, last)):
             first -= 1
         return self._text(first, last)
 
@@ -216,7 +220,7 @@ class _Cutter:
 
     def _excess(self, first: int, end: int) -> int:
         piece = self._text(first, end)
-        if not piece.strip():
+        if is_blank(piece):
             return 0
         return self.fitting.length((*self.context, Message(self.role, piece))) - self.fitting.limit
 

@@ -98,6 +98,23 @@ def test_help_and_version() -> None:
     assert run("check", "-h").stdout == run("check", "--help").stdout
 
 
+@pytest.mark.parametrize("arguments", [[], ["taxonomy"]])
+def test_no_arguments_show_the_help_as_it_is(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.lstrip().startswith("Usage: guardrail")
+    assert len(done.stderr.splitlines()) > 8
+
+
+def test_a_full_disk_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [*COMMAND, "check", "-m", "scripted:bad", "--json", "hi"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
     rows = "".join(json.dumps({"text": "fine"}) + "\n" for _ in range(20000))
     (tmp_path / "in.jsonl").write_text(rows)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from guardrail.backends.scripted import ScriptedBackend
 from guardrail.errors import BackendError, ConversationError, TaxonomyError, UsageError
 from guardrail.guard import Guard, load
-from guardrail.policy import OnError, Policy
+from guardrail.policy import OnError, Policy, Thresholds
 from guardrail.prompting import Prompt
 from guardrail.scoring import Logits
 from guardrail.taxonomy import Category, Taxonomy
@@ -92,6 +95,63 @@ def failing(prompt: Prompt) -> Logits:
     if "nan" in prompt.text:
         return Logits(0.0, float("nan"), (0.0, 0.0))
     return Logits(0.0, -3.0, (-3.0, -3.0))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"role": ["user"], "content": "x"}],
+        [{"role": "user", "content": [{"type": ["text"], "text": "x"}]}],
+        "\u200b\x01 \u2060",
+        "\x01" * 400_000,
+        None,
+        7,
+    ],
+)
+def test_input_that_nobody_thought_of_is_an_error_decision(value: Any) -> None:
+    decision = scripted().check(value)
+    assert (decision.verdict, decision.flagged, decision.score) == (Verdict.ERROR, True, None)
+
+
+def test_check_many_of_one_text_is_refused_at_once() -> None:
+    for one in ("bomb", {"role": "user", "content": "x"}):
+        with pytest.raises(UsageError, match="check_many"):
+            scripted().check_many(one)
+
+
+def test_a_closed_guard_judges_nothing() -> None:
+    guard = load()
+    assert len(list(guard.check_many(["a", "b", "c"]))) == 3
+    guard.close()
+    for decision in [guard.check("a"), *guard.check_many(["a", "b"])]:
+        assert decision.verdict is Verdict.ERROR
+        assert decision.error is not None
+        assert "closed" in decision.error
+    with pytest.raises(BackendError, match="closed"):
+        asyncio.run(guard.acheck("a"))
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    guard = load(threads=2)
+    expected = [decision.score for decision in guard.check_many(["a", "b", "c"])]
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os._exit(0 if [decision.score for decision in guard.check_many(["a", "b", "c"])] == expected else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_markers_of_what_was_left_out_are_reported() -> None:
+    decision = scripted(max_tokens=64).check("word " * 40_000 + " <|eot_id|> " + "word " * 40_000)
+    assert decision.truncated
+    assert decision.markers == ("<|eot_id|>",)
+
+
+def test_a_policy_replaces_all_thresholds() -> None:
+    policy = Policy(user=Thresholds(None, {"G1": 0.999}))
+    assert load("scripted:bad", policy=policy).check("bad").verdict is Verdict.SAFE
+    with pytest.raises(UsageError, match="policy"):
+        load("scripted:bad", policy=policy, threshold=0.5)
 
 
 def test_a_crash_of_the_classifier_is_an_error_for_every_row_of_its_batch() -> None:
@@ -221,6 +281,8 @@ def test_the_fingerprint_follows_what_decides() -> None:
         ("openai:http://localhost:1/v1", {}, "cannot be used yet"),
         ("scripted:bad", {"device": "cpu"}, "takes no option 'device'"),
         ("embedded", {"dtype": "float16"}, "takes no option 'dtype'"),
+        ("embedded", {"template": "llama-guard-3"}, "template 'llama-guard-3'"),
+        ("embedded", {"policy_text": False}, "policy_text"),
     ],
 )
 def test_unusable_models_and_options_are_refused(model: str, options: dict[str, str], words: str) -> None:

@@ -49,5 +49,7 @@ def load_backend(model: str, **options: Any) -> Backend:
         if "unexpected keyword argument" not in str(error):
             raise
         option = str(error).rsplit("'", 2)[1]
-        raise UsageError(f"the model {model!r} takes no option {option!r}") from None
+        raise UsageError(
+            f"the model {model!r} takes no option {option!r}", hint="leave it out, or name another model"
+        ) from None
     return backend

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -24,7 +23,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from guardrail.errors import BackendError, ModelError
+from guardrail.errors import BackendError, ModelError, UsageError
 from guardrail.policy import Calibration
 from guardrail.prompting import Prompt, PromptBuilder, Template
 from guardrail.resources import folder
@@ -32,6 +31,7 @@ from guardrail.scoring import Logits
 from guardrail.taxonomy import Taxonomy
 from guardrail.tokens import TextTokenizer
 from guardrail.types import Conversation
+from guardrail.workers import Workers
 
 __all__ = ["EncoderBackend"]
 
@@ -57,8 +57,9 @@ class EncoderBackend:
         self._template_id = str(config["template"])
         self._taxonomy_id = str(config["taxonomy"])
         self._digests = (config.get("taxonomy_digest"), config.get("template_digest"))
-        self._session = _session(path / "model.onnx")
+        self._session: ort.InferenceSession | None = _session(path / "model.onnx")
         self._threads = threads or os.cpu_count() or 1
+        self._workers = Workers(self._threads, "guardrail-encoder")
         self.name = f"{config['id']}@{config['digest']}"
         self._vectors: dict[str, Vectors] = {}
         self._lock = Lock()
@@ -67,7 +68,7 @@ class EncoderBackend:
     def load(cls, name: str = "", *, threads: int | None = None, template: str | None = None) -> EncoderBackend:
         """Open the folder `name`, or the model inside the package; `threads` of the CPU, by default all cores."""
         if template is not None:
-            raise ModelError("an encoder has one prompt template of its own", hint="leave out --template")
+            raise UsageError(f"template {template!r}: an encoder has a prompt template of its own", hint="leave it out")
         return cls(Path(name) if name else folder("model"), threads=threads)
 
     @cached_property
@@ -100,27 +101,42 @@ class EncoderBackend:
             ids = self.tokenizer.encode(prompt)
             if len(ids) > self.max_tokens:
                 return BackendError(f"the prompt has {len(ids)} tokens, the model reads {self.max_tokens}")
+            if not self._readable(prompt, ids):
+                return BackendError("the model cannot read the text: all of its words are unknown to it")
             outputs = ["verdict_logit", "category_logits"] if categories else ["verdict_logit"]
-            verdict, *rest = self._session.run(outputs, self._feed(ids, vectors[prompt.taxonomy.digest]))
+            verdict, *rest = self._run(outputs, self._feed(ids, vectors[prompt.taxonomy.digest]))
             return Logits(0.0, float(verdict[0]), tuple(rest[0][0].tolist()) if rest else ())
 
         return self._each(answer, prompts)
 
     def close(self) -> None:
-        """Stop the threads and forget the encoded taxonomies."""
-        if "_workers" in self.__dict__:
-            self._workers.shutdown()
+        """Stop the threads and let go of the model."""
+        self._workers.close()
+        self._session = None
         self._vectors.clear()
+
+    def _readable(self, prompt: Prompt, ids: Sequence[int]) -> bool:
+        """Whether some letter or digit of the judged text is left: of words in other scripts often nothing is."""
+        judged = ids[: ids.index(self._separator)]
+        if self.tokenizer.unknown not in judged:
+            return True
+        label, _, text = prompt.segments[1].text.partition(":")
+        known = self.tokenizer.decode(token for token in judged[1:] if token != self.tokenizer.unknown)
+        left = known.strip().removeprefix(label)
+        return any(map(str.isalnum, left)) or not any(map(str.isalpha, text))
+
+    def _run(self, outputs: list[str], feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        session = self._session
+        if session is None:
+            raise BackendError("the model was closed", hint="load a new guard")
+        found: list[NDArray[Any]] = session.run(outputs, feed)
+        return found
 
     def _each(self, run: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`run` on every item, in parallel where there is more than one."""
         if len(items) < 2 or self._threads < 2:
             return [run(item) for item in items]
-        return list(self._workers.map(run, items))
-
-    @cached_property
-    def _workers(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads, thread_name_prefix="guardrail-encoder")
+        return list(self._workers.pool.map(run, items))
 
     def _feed(self, ids: Sequence[int], vectors: Vectors) -> dict[str, NDArray[Any]]:
         row = np.array([ids], dtype=np.int64)
@@ -186,7 +202,7 @@ class EncoderBackend:
         nothing = np.zeros((1, self._dimension), dtype=np.float32)
 
         def vector(ids: Sequence[int]) -> Vectors:
-            (values,) = self._session.run(["vector"], self._feed(ids, nothing))
+            (values,) = self._run(["vector"], self._feed(ids, nothing))
             return np.asarray(values[0], dtype=np.float32)
 
         return np.stack(self._each(vector, rows))

@@ -14,7 +14,7 @@ __all__ = ["FAMILIES", "default_taxonomy", "detect_family", "template_for"]
 FAMILIES: Final = ("llama-guard-1", "llama-guard-2", "llama-guard-3", "llama-guard-3-1b", "llama-guard-4")
 """Ids of the shipped templates for causal language models."""
 
-_HINT = f"name the format it was trained on: template=… (one of {', '.join(FAMILIES)})"
+_HINT = f"name the format it was trained on with template=… or --template: one of {', '.join(FAMILIES)}"
 
 
 def detect_family(control_tokens: Container[str], chat_template: str | None) -> str:

@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the run's files")
     parser.add_argument("--export-only", action="store_true", help="export the output folder's checkpoint again")
     options = parser.parse_args(arguments)
-    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
     options.output.mkdir(parents=True, exist_ok=True)
+    config = _config(options.config, options.output / "config.json", again=options.export_only)
     table = HazardTable.read(CONFIGS / "hazards.yaml")
     mix = read_mix(options.data, table, config["sources"], config["held_out"])
     _write(options.output / "manifest.json", mix.manifest)
@@ -88,6 +88,15 @@ def load_checkpoint(file: Path, config: EncoderConfig) -> EncoderModel:
     model = EncoderModel(config)
     model.load_state_dict(torch.load(file, weights_only=True)["weights"])
     return model.eval()
+
+
+def _config(file: Path, kept: Path, *, again: bool) -> dict[str, Any]:
+    """The configuration: of a new run, which keeps a copy, or the copy of the run that is exported again."""
+    if again:
+        return json.loads(kept.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    _write(kept, config)
+    return config
 
 
 def _write(file: Path, value: object) -> None:

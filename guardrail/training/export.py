@@ -69,6 +69,8 @@ def _plain_tokenizer(file: Path) -> str:
     """
     config = json.loads(file.read_text(encoding="utf-8"))
     cut = {"type": "Split", "pattern": {"Regex": ".{1,64}"}, "behavior": "Isolated", "invert": False}
+    # Full-width and other compatibility letters read like the plain ones, so they are the plain ones here.
+    config["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, config["normalizer"]]}
     config["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [config["pre_tokenizer"], cut]}
     config["truncation"] = None
     config["padding"] = None
