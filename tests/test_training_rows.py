@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from guardrail.training.augment import WRAPPERS, augment, typing_errors
 from guardrail.training.encoder_batches import flip
 from guardrail.training.rows import UNKNOWN, Row, clean, normalise, targets
-from guardrail.types import Conversation
+from guardrail.types import Conversation, is_blank
 
 HAZARDS = ("violent_crimes", "threat", "hate", "drugs", "fraud", "privacy")
 POLICY = tuple(frozenset({name}) for name in HAZARDS)
@@ -77,11 +77,11 @@ def test_clean_keeps_the_wording() -> None:
     assert clean("\ufeffA  b\r\n\n\n c<|endoftext|> ") == "A b\n\nc"
 
 
-@given(st.text(min_size=1, max_size=80).filter(str.strip), st.integers(0, 200))
+@given(st.text(min_size=1, max_size=80).filter(lambda text: not is_blank(text)), st.integers(0, 200))
 def test_noise_keeps_label_and_role_and_never_empties(text: str, seed: int) -> None:
     before = Row("test", Conversation.parse(text), 1.0, frozenset({"hate"}))
     after = augment(before, random.Random(seed), 1.0)
-    assert after.text.strip()
+    assert not is_blank(after.text)
     assert (after.unsafe, after.violated, after.source) == (before.unsafe, before.violated, before.source)
     assert after.conversation.role is before.conversation.role
 

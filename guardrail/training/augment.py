@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 
 from guardrail.training.rows import Row
-from guardrail.types import Conversation, Message, Role
+from guardrail.types import Conversation, Message, Role, is_blank
 
 __all__ = ["WRAPPERS", "augment", "typing_errors"]
 
@@ -51,7 +51,7 @@ def augment(row: Row, chosen: random.Random, rate: float) -> Row:
         if len(parts) > 2:
             first = chosen.randrange(len(parts) - 1)
             text = " ".join(parts[first : first + chosen.randint(1, 4)])
-    if not text.strip():
+    if is_blank(text):
         return row
     messages = (*row.conversation.messages[:-1], Message(row.conversation.role, text))
     return replace(row, conversation=Conversation(messages))

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from guardrail.types import Conversation, Message, Role
+from guardrail.types import Conversation, Message, Role, is_blank
 
 __all__ = ["UNKNOWN", "Hazards", "Row", "clean", "conversation", "normalise", "targets"]
 
@@ -88,6 +88,6 @@ def normalise(text: str) -> str:
 def conversation(turns: Iterable[tuple[str, str]]) -> Conversation | None:
     """The conversation of (role, text) pairs, or None when nothing is left of the judged text."""
     messages = tuple(Message(Role(role), clean(text)) for role, text in turns)
-    if not messages or not messages[-1].text:
+    if not messages or is_blank(messages[-1].text):
         return None
     return Conversation(messages)
