@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from guardrail.types import Conversation, Message, Role
+from guardrail.types import Conversation, Message, Role, is_blank
 
 __all__ = ["HOSTILE", "conversations", "hostile_texts", "texts"]
 
@@ -78,7 +78,7 @@ def conversations(
 ) -> st.SearchStrategy[Conversation]:
     """Conversations of any roles, or with turns that alternate, the user's first."""
     text = texts() if text is None else text
-    judged = text.filter(lambda value: bool(value.strip()))
+    judged = text.filter(lambda value: not is_blank(value))
     roles = st.lists(_ROLES, min_size=1, max_size=max_turns)
     if alternating:
         order = [Role.USER, Role.ASSISTANT] * max_turns

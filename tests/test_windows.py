@@ -14,7 +14,7 @@ from guardrail.errors import TemplateError, UsageError
 from guardrail.prompting import PromptBuilder, Template
 from guardrail.taxonomy import Category, Taxonomy
 from guardrail.tokens import TextTokenizer
-from guardrail.types import Conversation, Message, Role
+from guardrail.types import Conversation, Message, Role, is_blank
 from guardrail.windows import Windows, fit
 from tests.strategies import conversations, hostile_texts, texts
 from tests.test_prompting_chat import CHAT_3
@@ -71,9 +71,9 @@ def test_every_character_of_the_judged_message_is_in_a_window(name: str, data: s
         piece = window.judged.text
         at = text.rfind(piece, 0, covered + len(piece) + len(text[covered:]) - len(text[covered:].lstrip()))
         assert at >= 0
-        assert not text[covered:at].strip()
+        assert is_blank(text[covered:at])
         covered = max(covered, at + len(piece))
-    assert not text[covered:].strip()
+    assert is_blank(text[covered:])
     assert windows.truncated == (windows.conversations[0].messages[:-1] != conversation.messages[:-1])
 
 

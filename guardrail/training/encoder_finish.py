@@ -36,8 +36,7 @@ def finish(
     """
     folder = output / "model"
     export(model, tokenizer, folder, model_id=model_id, date=date, thresholds={})
-    rows = validation.rows
-    scores = np.array([decision.score for decision in guard_scores(folder, rows)], dtype=float)
+    rows, scores = _judged(folder, validation.rows)
     verdicts = np.log(scores / (1 - scores))
     domains = domain_scores(rows, verdicts, validation.domains)
     exact = domain_scores(rows, _exact(model, folder, rows), validation.domains)
@@ -56,6 +55,7 @@ def finish(
         )
     return {
         "held_out_rows": len(rows),
+        "not_judged": len(validation.rows) - len(rows),
         "int8": domains,
         "float32": exact,
         "temperature": temperature,
@@ -72,4 +72,11 @@ def _exact(model: EncoderModel, folder: Path, rows: Sequence[Row]) -> NDArray[np
         for name in ("config.json", "tokenizer.json"):
             shutil.copy(folder / name, copy / name)
         write_graph(model, copy / "model.onnx", int8=False)
-        return np.array([decision.score for decision in guard_scores(copy, rows)], dtype=float)
+        return _judged(copy, rows)[1]
+
+
+def _judged(folder: Path, rows: Sequence[Row]) -> tuple[list[Row], NDArray[np.float64]]:
+    """The rows that the guard can judge, with its scores; text in an unknown script has none."""
+    decisions = guard_scores(folder, rows)
+    kept = [(row, decision.score) for row, decision in zip(rows, decisions, strict=True) if decision.score is not None]
+    return [row for row, _ in kept], np.array([score for _, score in kept], dtype=float)

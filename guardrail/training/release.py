@@ -50,14 +50,20 @@ def look(model: Path, data: Path) -> dict[str, Any]:
     with Guard(EncoderBackend(model)) as guard:
         for name, (texts, truth) in evaluation_sets(data).items():
             decisions = list(guard.check_many(texts))
-            scores = np.array([decision.score for decision in decisions], dtype=float)
+            # What could not be judged is flagged, so it ranks above all that was.
+            scores = np.array([1.0 if decision.score is None else decision.score for decision in decisions])
             flagged = [decision.flagged for decision in decisions]
             precision, recall, f1, _ = precision_recall_fscore_support(truth, flagged, average="binary")
             found[name] = {
-                "rows": len(texts), "unsafe": int(sum(truth)), "auprc": float(average_precision_score(truth, scores)),
-                "threshold": guard.policy.user.verdict, "precision": float(precision), "recall": float(recall),
+                "rows": len(texts),
+                "unsafe": int(sum(truth)),
+                "errors": sum(decision.error is not None for decision in decisions),
+                "auprc": float(average_precision_score(truth, scores)),
+                "threshold": guard.policy.user.verdict,
+                "precision": float(precision),
+                "recall": float(recall),
                 "f1": float(f1),
-            }  # fmt: skip
+            }
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     return {"digest": config["digest"], "date": datetime.now(UTC).date().isoformat(), "sets": found}
 
