@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
@@ -55,35 +56,28 @@ def check(
 
 
 def _show(decision: Decision, threshold: float | None, own: Mapping[str, float]) -> None:
-    """A table for people: the verdict in words, the score as a bar with the threshold marked, the categories."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """A table for people: the verdict in words, the score as a bar with the threshold marked, the categories.
 
-    console = Console(highlight=False, markup=False)  # names and markers may hold brackets
-    colour = "bold red" if decision.flagged else "bold green"
-    judged = "user prompt" if decision.role == "user" else "assistant answer"
+    Laid out by hand: importing rich would be a tenth of the whole run.
+    """
     assert decision.score is not None
-    line = Text.assemble((decision.verdict.value.upper(), colour), f"  {judged}   P(unsafe) {decision.score:.3f}")
-    line.append(f"  {_bar(decision.score, threshold)}")
-    if threshold is not None:
-        line.append(f"  threshold {threshold:.2f}", style="dim")
-    console.print(line)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("", "code", "category", "score", ""):
-        table.add_column(title, justify="right" if title == "score" else "left", no_wrap=title != "category")
+    judged = "user prompt" if decision.role == "user" else "assistant answer"
+    verdict = typer.style(decision.verdict.value.upper(), fg="red" if decision.flagged else "green", bold=True)
+    limit = "" if threshold is None else typer.style(f"  threshold {threshold:.2f}", dim=True)
+    _say(f"{verdict}  {judged}   P(unsafe) {decision.score:.3f}  {_bar(decision.score, threshold)}{limit}")
+    code, name = (max(len(getattr(category, field)) for category in decision.categories) for field in ("code", "name"))
+    code, name = max(code, len("code")), max(name, len("category"))
+    _say(typer.style(f"   {'code':{code}}  {'category':{name}}  score", bold=True))
     for category in sorted(decision.categories, key=lambda c: -c.score):
-        table.add_row(
-            "!" if category.flagged else " ",
-            category.code,
-            category.name,
-            f"{category.score:.3f}",
-            _bar(category.score, own.get(category.code)),
-            style="bold" if category.flagged else "",
-        )
-    console.print(table)
+        bar = _bar(category.score, own.get(category.code))
+        line = f"{'!' if category.flagged else ' '}  {category.code:{code}}  {category.name:{name}}"
+        _say(typer.style(f"{line}  {category.score:.3f}  {bar}", bold=category.flagged))
     for note in _notes(decision):
-        console.print(note, style="dim")
+        _say(typer.style(note, dim=True))
+
+
+def _say(line: str) -> None:
+    typer.echo(line, color=False if os.environ.get("NO_COLOR") else None)
 
 
 def _notes(decision: Decision) -> list[str]:
