@@ -69,7 +69,9 @@ def test_every_character_of_the_judged_message_is_in_a_window(name: str, data: s
     text, covered = conversation.judged.text, 0
     for window in windows.conversations:
         piece = window.judged.text
-        at = text.rfind(piece, 0, covered + len(piece) + len(text[covered:]) - len(text[covered:].lstrip()))
+        rest = text[covered:]
+        blank = next((index for index, char in enumerate(rest) if not is_blank(char)), len(rest))
+        at = text.rfind(piece, 0, covered + len(piece) + blank)
         assert at >= 0
         assert is_blank(text[covered:at])
         covered = max(covered, at + len(piece))
