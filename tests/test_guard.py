@@ -248,11 +248,10 @@ def test_cancelling_acheck_returns_at_once_and_drops_what_had_not_started() -> N
         guard = Guard(ScriptedBackend(script), taxonomy=AB)
         tasks = [asyncio.create_task(guard.acheck(f"text {index}")) for index in range(50)]
         await asyncio.to_thread(started.wait, 5)
-        before = time.perf_counter()
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert time.perf_counter() - before < 0.15
+        assert len(judged) < 10  # nobody waited for the work to be done
         assert all(isinstance(result, asyncio.CancelledError) for result in results)
         await asyncio.to_thread(guard.close)
 
