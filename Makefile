@@ -31,7 +31,7 @@ build:            ## the wheel and the source distribution, in dist/
 	$(BIN)/python -m build --no-isolation
 
 train-embedded:   ## train, export and describe the embedded model: make train-embedded DATA=…
-	$(BIN)/python -m guardrail.training.embedded --data "$(DATA)" --base "$(BASE)" --config configs/train-embedded.yaml -o "$(OUT)"
+	ONEDNN_PRIMITIVE_CACHE_CAPACITY=8192 $(BIN)/python -m guardrail.training.embedded --data "$(DATA)" --base "$(BASE)" --config configs/train-embedded.yaml -o "$(OUT)"
 
 bench:            ## side-by-side speed measurements; prints ratios
 	$(BIN)/python benchmarks/cold_start.py
