@@ -58,7 +58,7 @@ def check(
 def _show(decision: Decision, threshold: float | None, own: Mapping[str, float]) -> None:
     """A table for people: the verdict in words, the score as a bar with the threshold marked, the categories.
 
-    Laid out by hand: importing rich would be a tenth of the whole run.
+    Laid out by hand: importing rich takes longer than judging a short text.
     """
     assert decision.score is not None
     judged = "user prompt" if decision.role == "user" else "assistant answer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from guardrail.backends.base import Backend
@@ -43,13 +44,10 @@ def load_backend(model: str, **options: Any) -> Backend:
         scheme, name = "llama", model
     module, _, attribute = SCHEMES[scheme].partition(":")
     loader = getattr(import_module(module), attribute)
-    try:
-        backend: Backend = loader.load(name, **options)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        option = str(error).rsplit("'", 2)[1]
-        raise UsageError(
-            f"the model {model!r} takes no option {option!r}", hint="leave it out, or name another model"
-        ) from None
+    known = signature(loader.load).parameters
+    for option in options:
+        if option not in known:
+            hint = "leave it out, or name another model"
+            raise UsageError(f"the model {model!r} takes no option {option!r}", hint=hint)
+    backend: Backend = loader.load(name, **options)
     return backend

@@ -6,7 +6,8 @@ category's text goes through the same graph, and its `vector` is the category's 
 
 Every text is run by itself (B = 1), several at a time on threads of their own. The int8 graph takes the range of its
 activations from the whole batch, so in a batch a text's score would depend on its neighbours; alone it cannot, nothing
-is padded, and two single-threaded runs side by side are as fast as one batch on two threads.
+is padded. Beside a batch of 32 equally long texts on two threads this took 1.8 times as long with 16 tokens, 1.1 times
+with 64, and 0.7 times with 200.
 """
 
 from __future__ import annotations
