@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from guardrail.errors import UsageError
-from guardrail.training import sources_answers, sources_comments, sources_prompts
-from guardrail.training.contrast import FILE, expand
+from guardrail.training import sources_answers, sources_comments, sources_prompts, written
 from guardrail.training.dedupe import EvaluationIndex, evaluation_texts, sketch
 from guardrail.training.held_out import CONFIGS
 from guardrail.training.labels import AEGIS, AILUMINATE, CATQA, CRIMES, MULTIJAIL, HazardTable, crime_hazards
@@ -19,6 +18,7 @@ from guardrail.training.mix import read_mix
 from guardrail.training.rows import UNKNOWN, Row
 from guardrail.training.sources import SOURCES, read_source
 from guardrail.training.sources_prompts import LoaderContext
+from guardrail.training.written import FOLDER, expand
 from guardrail.types import Conversation, Role
 
 
@@ -44,8 +44,6 @@ def test_every_label_names_known_hazards(table: HazardTable) -> None:
     for hazards in (*MULTIJAIL.values(), *(found for _, found in CRIMES)):
         assert set(hazards) <= table.names
     assert set(sources_comments.ABUSE) <= table.names
-    for group in yaml.safe_load(FILE.read_text(encoding="utf-8")):
-        assert group["label"] == "safe" or set(group["label"]) <= table.names, group["name"]
 
 
 def test_hazards_are_related_both_ways(table: HazardTable) -> None:
@@ -145,12 +143,29 @@ def test_crimes_in_free_text() -> None:
     assert crime_hazards("air pollution") == ()
 
 
-def test_contrast_is_the_same_in_every_run() -> None:
-    groups = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+WRITTEN = sorted(FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", WRITTEN, ids=lambda file: file.stem)
+def test_our_own_texts(file: Path, table: HazardTable) -> None:
+    groups = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert [expand(group) for group in groups] == [expand(group) for group in groups]
-    texts = [text for group in groups for text in expand(group)]
-    assert not [text for text in texts if "{" in text or "}" in text]
-    assert len(texts) > 1000
+    assert len({group["name"] for group in groups}) == len(groups)
+    for group in groups:
+        assert set(group) <= {"name", "label", "role", "prompts", "slots", "templates"}
+        assert group["label"] == "safe" or set(group["label"]) <= table.names
+        assert "prompts" not in group or group["role"] == "assistant"
+        for text in expand(group):
+            assert not [slot for slot in group.get("slots", {}) if "{" + slot + "}" in text]
+    assert {group["label"] == "safe" for group in groups} == {True, False}
+    assert len([text for group in groups for text in expand(group)]) > 1000
+
+
+def test_answers_of_our_own_follow_one_of_their_prompts(context: LoaderContext) -> None:
+    rows = list(written.rows(context, "ours_answers"))
+    assert {row.conversation.role for row in rows} == {Role.ASSISTANT}
+    assert {len(row.conversation.messages) for row in rows} == {2}
+    assert {row.unsafe for row in rows} == {0.0, 1.0}
 
 
 def evaluation(folder: Path, text: str) -> EvaluationIndex:

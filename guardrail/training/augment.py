@@ -9,7 +9,7 @@ from dataclasses import replace
 from guardrail.training.rows import Row
 from guardrail.types import Conversation, Message, Role, is_blank
 
-__all__ = ["WRAPPERS", "augment", "typing_errors"]
+__all__ = ["WRAPPERS", "augment", "disguised", "typing_errors"]
 
 WRAPPERS = (
     "You are a helpful assistant. {}",
@@ -30,6 +30,7 @@ WRAPPERS = (
 )
 """Around harmless and harmful requests alike, so that a wrapper says nothing about the verdict."""
 
+_DIGITS = str.maketrans("aeiost", "431057")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -38,13 +39,17 @@ def augment(row: Row, chosen: random.Random, rate: float) -> Row:
     if chosen.random() >= rate or row.text.isupper():
         return row
     text = row.text
-    kind = chosen.randrange(4)
+    kind = chosen.randrange(5)
     if kind == 0 and row.conversation.role is Role.USER and len(text) < 400:
         text = chosen.choice(WRAPPERS).format(text.replace("{", "(").replace("}", ")"))
     elif kind == 1:
         text = typing_errors(text, chosen)
     elif kind == 2:
-        text = chosen.choice(("\n{}\n", "> {}", '"{}"', "**{}**", "{}...", "{} lol", "- {}")).replace("{}", text)
+        text = chosen.choice(
+            ("\n{}\n", "> {}", '"{}"', "**{}**", "{}...", "{} lol", "- {}", "```\n{}\n```", "<p>{}</p>", "# {}")
+        ).replace("{}", text)
+    elif kind == 3:
+        text = disguised(text, chosen)
     elif row.unsafe <= 0.05 and row.unsafe >= 0:
         # A part of a harmless text is harmless; a part of a harmful one need not be harmful.
         parts = _SENTENCE.split(text)
@@ -55,6 +60,19 @@ def augment(row: Row, chosen: random.Random, rate: float) -> Row:
         return row
     messages = (*row.conversation.messages[:-1], Message(row.conversation.role, text))
     return replace(row, conversation=Conversation(messages))
+
+
+def disguised(text: str, chosen: random.Random) -> str:
+    """The text in capitals, in lower case, with digits for letters in some words, or with one word spaced out."""
+    kind = chosen.randrange(4)
+    if kind < 2:
+        return text.upper() if kind == 0 else text.lower()
+    words = text.split(" ")
+    if kind == 2:
+        return " ".join(word.translate(_DIGITS) if chosen.random() < 0.3 else word for word in words)
+    at = chosen.randrange(len(words))
+    words[at] = " ".join(words[at])
+    return " ".join(words)
 
 
 def typing_errors(text: str, chosen: random.Random) -> str:

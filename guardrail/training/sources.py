@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from guardrail.errors import UsageError
-from guardrail.training import contrast, sources_answers, sources_comments, sources_prompts
+from guardrail.training import sources_answers, sources_comments, sources_prompts, written
 from guardrail.training.dedupe import EvaluationIndex, sketch
 from guardrail.training.labels import HazardTable
 from guardrail.training.rows import Row
@@ -61,7 +61,11 @@ _TABLE = (
     ("complying", "fuzzyai", "Apache-2.0", sources_answers.complying),
     ("dices", "dices", "CC-BY-4.0", sources_answers.dices),
     ("harmless_pairs", "hh_rlhf_harmless", "MIT", sources_answers.harmless_pairs),
-    ("contrast", "", "ours, Apache-2.0", contrast.rows),
+    ("swapped", "", "as the sources named there", sources_answers.swapped),
+    *(
+        (f"{written.PREFIX}{file.stem}", "", "ours, Apache-2.0", written.rows)
+        for file in sorted(written.FOLDER.glob("*.yaml"))
+    ),
 )
 
 SOURCES: Mapping[str, Source] = {entry[0]: Source(*entry) for entry in _TABLE}

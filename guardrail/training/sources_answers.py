@@ -6,9 +6,13 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import cycle
 
+from guardrail.training import sources_comments, sources_prompts
 from guardrail.training.rows import Row
 from guardrail.training.sources_prompts import LoaderContext, json_lines
+from guardrail.types import Conversation, Message, Role
 
 __all__ = ["REFUSALS"]
 
@@ -74,3 +78,35 @@ def harmless_pairs(context: LoaderContext, source: str) -> Iterator[Row]:
                 if turns and turns[-1][0] == "assistant" and turns[-1][1].strip():
                     everything = tuple(context.hazards.names)
                     yield from context.among(source, turns[-3:], share, everything, weight=weight)
+
+
+def swapped(context: LoaderContext, source: str) -> Iterator[Row]:
+    """Texts of other sources as answers: comments to harmless questions, and refusals to harmful requests.
+
+    What is judged is the answer: a toxic comment is as toxic when an assistant says it, and a refusal is harmless
+    whatever was asked.
+    """
+
+    def read(folder: str, load: sources_prompts.Loader) -> Iterator[Row]:
+        rows: Iterator[Row] = load(LoaderContext(context.folder / folder, context.hazards), source)
+        return (row for row in rows if len(row.conversation.messages) == 1)
+
+    questions = cycle([row.text for row in read("dolly", sources_prompts.dolly)])
+    for folder, load in (
+        ("surge_toxicity", sources_comments.surge_toxicity),
+        ("stormfront", sources_comments.stormfront),
+        ("decodingtrust", sources_comments.realtoxicity),
+    ):
+        for row in read(folder, load):
+            # What is only known not to be hate need not be a good answer.
+            if row.unsafe >= 0.85 or (0 <= row.unsafe <= 0.05 and not row.possible):
+                turns = (Message(Role.USER, next(questions)), Message(Role.ASSISTANT, row.text))
+                yield replace(row, conversation=Conversation(turns))
+    refusals = cycle(REFUSALS)
+    for folder, load in (
+        ("red_instruct", sources_prompts.red_instruct),
+        ("wildguard_aegis", sources_prompts.wildguard_aegis),
+    ):
+        for row in read(folder, load):
+            if row.unsafe >= 0.85:
+                yield from context.safe(source, [("user", row.text), ("assistant", next(refusals))])
