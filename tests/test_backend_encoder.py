@@ -155,3 +155,11 @@ def test_a_broken_model_folder_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "format": 99}))
     with pytest.raises(ModelError, match="format"):
         EncoderBackend.load(str(tmp_path / "m"))
+
+
+def test_a_text_of_which_most_letters_are_unknown_is_not_judged(guard: Guard) -> None:
+    decision = guard.check("你好，我要杀了你")  # three letters are known
+    assert decision.verdict is Verdict.ERROR
+    assert "most of its letters" in (decision.error or "")
+    assert guard.check("I will find you and kill you 杀了").verdict is Verdict.UNSAFE
+    assert guard.check("!!! 123 ???").verdict is not Verdict.ERROR

@@ -34,20 +34,25 @@ from guardrail.tokens import TextTokenizer
 from guardrail.types import Conversation
 from guardrail.workers import Workers
 
-__all__ = ["EncoderBackend"]
+__all__ = ["TAXONOMY_FILE", "EncoderBackend"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 Vectors = NDArray[np.float32]
 
 _FORMAT = 1
+TAXONOMY_FILE = "taxonomy.yaml"
+"""The default taxonomy of a model whose default is no shipped one."""
 _TAXONOMIES = 16
+# The share of a text's letters that must be known: what is left of a text with fewer says something else.
+_READABLE = 0.5
 
 
 class EncoderBackend:
     """A taxonomy-conditioned encoder in a folder.
 
-    The folder holds model.onnx, tokenizer.json and config.json, and may hold calibration.json and vectors.npy.
+    The folder holds model.onnx, tokenizer.json and config.json, and may hold taxonomy.yaml, calibration.json and
+    vectors.npy.
     """
 
     labels = None
@@ -95,7 +100,10 @@ class EncoderBackend:
 
     @cached_property
     def default_taxonomy(self) -> Taxonomy:
-        """The taxonomy that most of the training used."""
+        """The taxonomy that most of the training used: the one beside the weights, or a shipped one."""
+        file = self._path / TAXONOMY_FILE
+        if file.is_file():
+            return Taxonomy.load(file)
         return Taxonomy.load(self._taxonomy_id)
 
     @cached_property
@@ -114,7 +122,7 @@ class EncoderBackend:
             if len(ids) > self.max_tokens:
                 return BackendError(f"the prompt has {len(ids)} tokens, the model reads {self.max_tokens}")
             if not self._readable(prompt, ids):
-                return BackendError("the model cannot read the text: all of its words are unknown to it")
+                return BackendError("the model cannot read the text: most of its letters are unknown to it")
             outputs = ["verdict_logit", "category_logits"] if categories else ["verdict_logit"]
             verdict, *rest = self._run(outputs, self._feed(ids, vectors[prompt.taxonomy.digest]))
             return Logits(0.0, float(verdict[0]), tuple(rest[0][0].tolist()) if rest else ())
@@ -128,14 +136,13 @@ class EncoderBackend:
         self._vectors.clear()
 
     def _readable(self, prompt: Prompt, ids: Sequence[int]) -> bool:
-        """Whether some letter or digit of the judged text is left: of words in other scripts often nothing is."""
+        """Whether the vocabulary knows most letters of the judged text; of other scripts it often knows few."""
         judged = ids[: ids.index(self._separator)]
         if self.tokenizer.unknown not in judged:
             return True
         label, _, text = prompt.segments[1].text.partition(":")
         known = self.tokenizer.decode(token for token in judged[1:] if token != self.tokenizer.unknown)
-        left = known.strip().removeprefix(label)
-        return any(map(str.isalnum, left)) or not any(map(str.isalpha, text))
+        return _letters(known.strip().removeprefix(label)) >= _READABLE * _letters(text)
 
     def _run(self, outputs: list[str], feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         session = self._session
@@ -218,6 +225,10 @@ class EncoderBackend:
             return np.asarray(values[0], dtype=np.float32)
 
         return np.stack(self._each(vector, rows))
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalnum, text))
 
 
 def _config(path: Path) -> dict[str, Any]:
