@@ -21,7 +21,7 @@ from guardrail.types import Conversation, Decision, Message, Role, Verdict
 if TYPE_CHECKING:
     from guardrail.guard import Guard
 
-__all__ = ["ENGINES", "OnRowError", "Options", "Row", "check_paths", "read_row", "score_file"]
+__all__ = ["ENGINES", "OnRowError", "Options", "Row", "check_paths", "read_row", "row_of", "score_file"]
 
 OnRowError = Literal["record", "stop"]
 ENGINES = ("local",)
@@ -121,16 +121,20 @@ def check_paths(source: str | os.PathLike[str], target: str, options: Options) -
 def read_row(line: Line, file: str | None = None) -> Row:
     """Read one of the three shapes; what is wrong with the row is in its `error`."""
     try:
-        raw = parse(line, file)
+        return row_of(parse(line, file), line.number, file)
     except RowError as error:
         return Row(line.number, line.number, None, {}, error)
+
+
+def row_of(raw: dict[str, Any], number: int, file: str | None = None) -> Row:
+    """The row of an object in one of the three shapes, which stood on line `number`; `raw` is used up."""
     judged = {name: raw.pop(name) for name in _JUDGED if name in raw}
-    identity = raw.pop("id", line.number)
+    identity = raw.pop("id", number)
     try:
-        return Row(line.number, identity, _conversation(judged), raw)
+        return Row(number, identity, _conversation(judged), raw)
     except ConversationError as error:
-        wrong = RowError(error.reason, file=file, line=line.number, field=error.field, hint=error.hint)
-        return Row(line.number, identity, None, raw, wrong)
+        wrong = RowError(error.reason, file=file, line=number, field=error.field, hint=error.hint)
+        return Row(number, identity, None, raw, wrong)
 
 
 def _conversation(judged: dict[str, Any]) -> Conversation:

@@ -20,6 +20,7 @@ from guardrail.cli_eval import app as evaluate
 from guardrail.cli_prompt import prompt
 from guardrail.cli_score import score
 from guardrail.cli_taxonomy import app as taxonomy
+from guardrail.cli_train import export, train
 from guardrail.errors import GuardrailError
 
 __all__ = ["app", "run"]
@@ -37,6 +38,8 @@ app.command()(check)
 app.command()(score)
 app.add_typer(evaluate, name="eval")
 app.command()(calibrate)
+app.command()(train)
+app.command()(export)
 app.add_typer(taxonomy, name="taxonomy")
 app.command()(prompt)
 

@@ -10,14 +10,16 @@ from guardrail.errors import UsageError, suggestion
 __all__ = ["digest", "folder", "names", "shipped"]
 
 _PACKAGE = Path(__file__).resolve().parent
+# Where a kind lies in the source tree, if not in a folder of its name.
+_IN_SOURCE = {"written": "configs/written"}
 
 
 def folder(kind: str) -> Path:
-    """The folder of one kind of shipped file: `taxonomies`, `prompts`, `evals`, or `model`."""
+    """The folder of one kind of shipped file: `taxonomies`, `prompts`, `evals`, `written`, or `model`."""
     if kind == "model":
         return _PACKAGE / "_model"
     installed = _PACKAGE / "_data" / kind
-    return installed if installed.is_dir() else _PACKAGE.parent / kind
+    return installed if installed.is_dir() else _PACKAGE.parent / _IN_SOURCE.get(kind, kind)
 
 
 def names(kind: str, suffix: str) -> tuple[str, ...]:

@@ -21,16 +21,18 @@ from guardrail.prompting import PromptBuilder, Template
 from guardrail.taxonomy import Taxonomy
 from guardrail.tokens import TextTokenizer
 from guardrail.training.embedded import load_checkpoint, train
-from guardrail.training.encoder_batches import PolicySampler, Renderer, batches, pad, target_tensors
+from guardrail.training.encoder_batches import EncoderPolicies, Renderer, batches, pad, target_tensors
 from guardrail.training.encoder_finish import finish, read_recipe
 from guardrail.training.encoder_model import EncoderConfig, EncoderModel
 from guardrail.training.encoder_validation import Validation
 from guardrail.training.export import export
 from guardrail.training.held_out import CONFIGS
+from guardrail.training.labelled import LabelSpace
 from guardrail.training.labels import HazardTable
 from guardrail.training.mix import read_mix
 from guardrail.training.model_card import write_card
 from guardrail.training.onnx_graph import write_graph
+from guardrail.training.policies import PolicyChanges, PolicySampler
 from guardrail.training.rows import Row
 from guardrail.types import Conversation
 
@@ -220,7 +222,10 @@ def test_batches_hold_every_row_once_within_the_budget() -> None:
 
 def test_policies_are_parts_of_shipped_or_made_up_taxonomies(tokenizer_file: Path) -> None:
     table = HazardTable.read(CONFIGS / "hazards.yaml")
-    sampler = PolicySampler(table, renderer_of(tokenizer_file), {"default": 1, "made_up": 1, "llama-guard-3": 1}, 32)
+    space = LabelSpace(Taxonomy.load("canonical"))
+    shares = {"default": 1, "made_up": 1, "llama-guard-3": 1}
+    drawn = PolicySampler(space, shares, PolicyChanges(drop_unviolated=0.4), table.wordings)
+    sampler = EncoderPolicies(drawn, renderer_of(tokenizer_file), 32)
     chosen = random.Random(0)
     policies = [sampler.draw(chosen) for _ in range(60)]
     assert {policy.name for policy in policies} == {"default", "made_up", "llama-guard-3"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from guardrail.backends.base import Backend
@@ -27,14 +28,17 @@ SCHEMES = {
 _NAMELESS = (EMBEDDED, "openai-moderation", "perspective")
 """Schemes that need no name behind them, and so no colon."""
 
+_ENCODER_FILE = "model.onnx"
+"""Tells the folder of an encoder from that of a Llama checkpoint."""
+
 _PLANNED = {"openai": "a remote server", "gguf": "llama.cpp files"}
 
 
 def load_backend(model: str, **options: Any) -> Backend:
     """The backend for a model name.
 
-    `embedded`, `encoder:FOLDER`, a Llama checkpoint (hub id or folder), `classifier:CHECKPOINT`,
-    `openai-moderation:MODEL` or `perspective:`.
+    `embedded`, a Llama checkpoint (hub id or folder), an encoder's folder (also as `encoder:FOLDER`),
+    `classifier:CHECKPOINT`, `openai-moderation:MODEL` or `perspective:`.
 
     Raises `UsageError` for options that the backend does not take, `ModelError` when the model cannot be loaded and
     `MissingExtraError` when its library is not installed.
@@ -50,7 +54,7 @@ def load_backend(model: str, **options: Any) -> Backend:
     elif separator and scheme in SCHEMES:
         name = rest
     else:
-        scheme, name = "llama", model
+        scheme, name = "encoder" if (Path(model) / _ENCODER_FILE).is_file() else "llama", model
     module, _, attribute = SCHEMES[scheme].partition(":")
     loader = getattr(import_module(module), attribute)
     known = signature(loader.load).parameters

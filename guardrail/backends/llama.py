@@ -28,6 +28,7 @@ except ModuleNotFoundError as missing:
 
 from guardrail.backends.llama_batching import Question, Row, rows_for
 from guardrail.backends.llama_family import default_taxonomy, template_for
+from guardrail.backends.llama_folder import read_facts
 from guardrail.backends.llama_forward import Forward
 from guardrail.backends.llama_loading import Checkpoint, Quantize, load_checkpoint
 from guardrail.backends.llama_runner import Answer, Runner
@@ -63,13 +64,14 @@ class LlamaBackend:
         for option, value in (("token_budget", token_budget), ("max_tokens", max_tokens)):
             if value is not None and value < 1:
                 raise UsageError(f"{option} is {value}", hint="give a number of tokens from 1")
-        self.name = checkpoint.name
+        facts = read_facts(checkpoint.folder)
+        self.name = f"{facts.id}@{checkpoint.name.rpartition('@')[2]}" if facts else checkpoint.name
         self.numerics = checkpoint.numerics
         self.calibration = _calibration(checkpoint)
         self.max_tokens = min(max_tokens, checkpoint.positions - _FORCED)
         self.tokenizer = TextTokenizer.from_transformers(checkpoint.tokenizer)
-        self.template = template_for(template, checkpoint.tokenizer)
-        self.default_taxonomy = default_taxonomy(self.template)
+        self.template = facts.template if facts and template is None else template_for(template, checkpoint.tokenizer)
+        self.default_taxonomy = facts.taxonomy if facts else default_taxonomy(self.template)
         self._verdict = verdict_tokens(self.tokenizer, self.template)
         self._trie = lru_cache(maxsize=64)(partial(code_trie, self.tokenizer, self.template))
         self._check_tokens(checkpoint)

@@ -6,14 +6,15 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from guardrail.errors import UsageError
+from guardrail.errors import InputError, UsageError
 from guardrail.training.rows import Row, normalise
 
-__all__ = ["EvaluationIndex", "evaluation_texts", "sketch"]
+__all__ = ["EvaluationIndex", "apart", "evaluation_texts", "sketch"]
 
 _WORDS = 5
 # A text of fewer words than this is compared as a whole only: five common words in a row are no copy.
@@ -21,6 +22,9 @@ _SHORT = 8
 # The share of a text's word runs that also occur in evaluation texts from which it counts as a near copy.
 _OVERLAP = 0.5
 _SKETCH = 6
+# The lengths, in words, at which a text is also compared word by word: shorter ones are like many others, and a longer
+# one that differs in one word shares runs enough.
+_CHANGED = range(3, 13)
 
 
 class EvaluationIndex:
@@ -29,10 +33,12 @@ class EvaluationIndex:
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts: set[str] = set()
         self._runs: set[int] = set()
+        self._gaps: set[str] = set()
         for text in texts:
             if plain := normalise(text):
                 self._texts.add(plain)
                 self._runs.update(_runs(plain))
+                self._gaps.update(_gaps(plain))
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -42,16 +48,21 @@ class EvaluationIndex:
         return normalise(text) in self._texts
 
     def near(self, text: str) -> bool:
-        """Whether at least half of the text's runs of five words occur in the evaluation texts."""
-        runs = _runs(normalise(text))
+        """Whether half of the text's runs of five words, or all words but one of a short text, are evaluation text."""
+        return self._near(normalise(text))
+
+    def _near(self, plain: str) -> bool:
+        if any(gap in self._gaps for gap in _gaps(plain)):
+            return True
+        runs = _runs(plain)
         return bool(runs) and sum(run in self._runs for run in runs) >= _OVERLAP * len(runs)
 
     def reason(self, row: Row) -> str | None:
         """`eval` or `near_eval` when any message of the row is an evaluation text, else None."""
-        texts = [message.text for message in row.conversation.messages]
-        if any(map(self.exact, texts)):
+        texts = [normalise(message.text) for message in row.conversation.messages]
+        if not self._texts.isdisjoint(texts):
             return "eval"
-        return "near_eval" if any(map(self.near, texts)) else None
+        return "near_eval" if any(map(self._near, texts)) else None
 
 
 def sketch(row: Row) -> tuple[object, ...]:
@@ -62,26 +73,82 @@ def sketch(row: Row) -> tuple[object, ...]:
     return (str(row.conversation.role), earlier, *runs)
 
 
-def evaluation_texts(folder: Path) -> Iterator[str]:
-    """Every text in every file under the folder of evaluation data, whatever the field is called."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    if not files:
-        raise UsageError(f"no evaluation files under {folder}", hint="training must know them, to leave them out")
-    for file in files:
-        for record in _records(file):
-            yield from (value for value in record.values() if isinstance(value, str) and len(value) > 3)
+def apart(row: Row, share: float) -> bool:
+    """Whether the row belongs to the `share` that is held out: decided by its text alone, so the same in every run.
+
+    Texts that are nearly the same, and one text with either role, lie on the same side.
+    """
+    return zlib.crc32(repr(sketch(row)[1:]).encode()) % 1000 < share * 1000
 
 
-def _records(file: Path) -> Iterator[dict[str, Any]]:
+def evaluation_texts(*places: Path) -> Iterator[str]:
+    """Every text in the given files, and in the files under the given folders, whatever the field is called.
+
+    Read are CSV and TSV with a header, JSON, JSON Lines, and plain text (each line is a text), gzip or not. Raises
+    UsageError for a place where there is no file and for a file of another kind, InputError for a broken one.
+    """
+    for place in places:
+        files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+        if not files or not files[0].is_file():
+            raise UsageError(f"no evaluation files under {place}", hint="training must know them, to leave them out")
+        for file in files:
+            yield from (text for text in _texts(file) if len(text) > 3)
+
+
+def _texts(file: Path) -> Iterator[str]:
+    kind = Path(file.name.removesuffix(".gz")).suffix
+    if kind not in _KINDS:
+        raise UsageError(f"cannot read the evaluation file {file}", hint=f"known: {', '.join(_KINDS)}, also with .gz")
     opener: Any = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8-sig", newline="") as stream:
-        if ".json" in file.name:
-            yield from (json.loads(line) for line in stream if line.strip())
-        elif file.suffix == ".csv":
-            csv.field_size_limit(1 << 24)
-            yield from csv.DictReader(stream)
-        else:
-            raise UsageError(f"cannot read the evaluation file {file}", hint="known: .csv, .jsonl, .jsonl.gz")
+    try:
+        with opener(file, "rt", encoding="utf-8-sig", newline="") as stream:
+            yield from _KINDS[kind](stream)
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
+        raise InputError(f"cannot be read: {error}", file=str(file)) from None
+
+
+def _table(stream: Iterable[str], delimiter: str = ",") -> Iterator[str]:
+    csv.field_size_limit(1 << 24)
+    for record in csv.DictReader(stream, delimiter=delimiter):
+        yield from _strings(list(record.values()))
+
+
+def _json_lines(stream: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(stream, 1):
+        if line.strip():
+            try:
+                yield from _strings(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+
+
+def _json(stream: Any) -> Iterator[str]:
+    """A whole document, or, as many files of this name are, lines."""
+    text = stream.read()
+    try:
+        value = json.loads(text)
+    except ValueError:
+        yield from _json_lines(text.splitlines())
+    else:
+        yield from _strings(value)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+_KINDS: dict[str, Callable[[Any], Iterator[str]]] = {
+    ".csv": _table,
+    ".tsv": partial(_table, delimiter="\t"),
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".txt": iter,
+    ".md": iter,
+}
 
 
 def _runs(plain: str) -> list[int]:
@@ -89,3 +156,10 @@ def _runs(plain: str) -> list[int]:
     if len(words) < _SHORT:
         return []
     return [zlib.crc32(" ".join(words[at : at + _WORDS]).encode()) for at in range(len(words) - _WORDS + 1)]
+
+
+def _gaps(plain: str) -> Iterator[str]:
+    """A short text with each of its words in turn left open: two texts share one when they differ in that word."""
+    words = plain.split()
+    if len(words) in _CHANGED:
+        yield from (" ".join((*words[:at], "_", *words[at + 1 :])) for at in range(len(words)))

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from guardrail.tokens import TextTokenizer
-from guardrail.training.encoder_batches import DEFAULT, PolicySampler, Renderer
+from guardrail.training.embedded_config import read_config
+from guardrail.training.encoder_batches import DEFAULT, EncoderPolicies, Renderer
 from guardrail.training.encoder_finish import finish, read_recipe
+from guardrail.training.encoder_hyper import Hyper
 from guardrail.training.encoder_model import EncoderConfig, EncoderModel
-from guardrail.training.encoder_trainer import Hyper, Trainer
+from guardrail.training.encoder_trainer import Trainer
 from guardrail.training.encoder_validation import Validation
 from guardrail.training.held_out import CONFIGS
 from guardrail.training.labels import HazardTable
 from guardrail.training.mix import Mix, read_mix
 from guardrail.training.model_card import write_card
+from guardrail.training.policies import PolicyChanges, PolicySampler
+from guardrail.training.withheld import remaining_labels, withheld_hazards, withhold
 
 __all__ = ["main", "train"]
+
+# How often a step sees a part of its policy only.
+_DROP = 0.4
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     config = _config(options.config, options.output / "config.json", again=options.export_only)
     table = HazardTable.read(CONFIGS / "hazards.yaml")
-    mix = read_mix(options.data, table, config["sources"], config["held_out"])
+    without = withheld_hazards(config.get("without", ()))
+    mix = withhold(read_mix(options.data, table, config["sources"], config["held_out"]), without)
     _write(options.output / "manifest.json", mix.manifest)
     validation = Validation.make(mix.held_out, config["domains"], options.data)
     torch.manual_seed(config["hyper"]["seed"])
@@ -60,13 +69,21 @@ def train(
     mix: Mix, table: HazardTable, validation: Validation, model: EncoderModel, base: Path, config: Mapping[str, Any],
     output: Path,
 ) -> None:  # fmt: skip
-    """Trains the model; writes checkpoint.pt (the step that validated best), validation.jsonl and training.json."""
+    """Trains the model; writes checkpoint.pt (the step that validated best), validation.jsonl and training.json.
+
+    With `without` in the configuration the mix is expected to be without these hazards too (`withheld.withhold`).
+    """
     hyper = Hyper(**config["hyper"])
     renderer = Renderer(TextTokenizer.from_json((base / "tokenizer.json").read_text(encoding="utf-8")))
-    sampler = PolicySampler(table, renderer, config["policies"], hyper.category_tokens)
+    space = remaining_labels(withheld_hazards(config.get("without", ())))
+    wordings = {name: texts for name, texts in table.wordings.items() if name in space.everything}
+    policies = PolicySampler(space, config["policies"], PolicyChanges(drop_unviolated=_DROP), wordings)
+    sampler = EncoderPolicies(policies, renderer, hyper.category_tokens)
     trainer = Trainer(model, renderer, sampler, hyper)
     best = [0.0]
+    trained: dict[str, Any] = {}
     (output / "validation.jsonl").unlink(missing_ok=True)
+    started = time.monotonic()
 
     def evaluate(step: int) -> bool:
         averaged = trainer.averaged()
@@ -74,7 +91,8 @@ def train(
         if found["goal"] > best[0]:
             best[0] = found["goal"]
             torch.save({"weights": trainer.average, "step": step, "found": found}, output / "checkpoint.pt")
-            _write(output / "training.json", {"best_step": step, "validation": found})
+            trained.update({"best_step": step, "validation": found})
+            _write(output / "training.json", trained)
         line = json.dumps({"step": step, **{name: round(value, 4) for name, value in found.items()}})
         with (output / "validation.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
@@ -82,6 +100,10 @@ def train(
         return True
 
     trainer.train(lambda number: mix.sample(number, hyper.seed), evaluate)
+    trained.update(
+        {"seconds": round(time.monotonic() - started), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    )
+    _write(output / "training.json", trained)
 
 
 def load_checkpoint(file: Path, config: EncoderConfig) -> EncoderModel:
@@ -95,7 +117,7 @@ def _config(file: Path, kept: Path, *, again: bool) -> dict[str, Any]:
     """The configuration: of a new run, which keeps a copy, or the copy of the run that is exported again."""
     if again:
         return json.loads(kept.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config = read_config(file)
     _write(kept, config)
     return config
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 from guardrail.prompting import PromptBuilder, Template
 from guardrail.taxonomy import Taxonomy
 from guardrail.tokens import TextTokenizer
-from guardrail.training.labels import HazardTable
+from guardrail.training.policies import PolicySampler, TrainingPolicy
 from guardrail.training.rows import UNKNOWN, Hazards, Row, targets
 from guardrail.types import Conversation
 
-__all__ = ["Batch", "Policy", "PolicySampler", "Renderer", "batches", "flip", "pad", "target_tensors"]
+__all__ = ["Batch", "EncoderPolicies", "Policy", "Renderer", "batches", "flip", "pad", "target_tensors"]
 
 DEFAULT = "default"
 _RELATED = 0.15
@@ -57,43 +57,29 @@ class Policy:
     texts: tuple[tuple[int, ...], ...]
 
 
-class PolicySampler:
-    """Draws taxonomies: the default, another shipped one, or a made-up one from the hazards' wordings."""
+class EncoderPolicies:
+    """Draws training policies and gives their categories' texts as ids, as inference would encode them."""
 
-    def __init__(self, table: HazardTable, renderer: Renderer, shares: Mapping[str, float], longest: int) -> None:
-        self._table = table
+    def __init__(self, sampler: PolicySampler, renderer: Renderer, longest: int) -> None:
+        self._sampler = sampler
         self._renderer = renderer
-        self._shares = dict(shares)
         self._longest = longest
-        self.shipped = {name: self.shipped_policy(name) for name in self._shares if name != "made_up"}
-
-    def shipped_policy(self, name: str) -> Policy:
-        """A shipped taxonomy with the texts that inference would encode."""
-        taxonomy = Taxonomy.load(name)
-        texts = PromptBuilder(self._renderer.template, taxonomy).policy_texts
-        kept = [(frozenset(item.hazards), text) for item, text in zip(taxonomy, texts, strict=True) if item.hazards]
-        return Policy(name, tuple(hazards for hazards, _ in kept), tuple(self._ids(text) for _, text in kept))
+        self._ids: dict[str, tuple[int, ...]] = {}
+        self.shipped = {name: self.encoded(policy) for name, policy in sampler.shipped.items()}
 
     def draw(self, chosen: random.Random) -> Policy:
-        """A policy, often with some of its categories only."""
-        name = chosen.choices(list(self._shares), list(self._shares.values()))[0]
-        policy = self._made_up(chosen) if name == "made_up" else self.shipped[name]
-        if chosen.random() < 0.4:
-            count = chosen.randint(max(1, len(policy.texts) // 3), len(policy.texts))
-            kept = chosen.sample(range(len(policy.texts)), count)
-            return Policy(policy.name, tuple(policy.hazards[at] for at in kept), tuple(policy.texts[at] for at in kept))
-        return policy
+        """A policy for a whole batch; `flip` takes categories away from single rows."""
+        return self.encoded(self._sampler.draw(chosen))
 
-    def _made_up(self, chosen: random.Random) -> Policy:
-        hazards = chosen.sample(sorted(self._table.names), chosen.randint(6, 16))
-        texts = []
-        for hazard in hazards:
-            wording = chosen.choice(self._table.wordings[hazard])
-            texts.append(wording.split(":")[0] if chosen.random() < 0.3 else wording)
-        return Policy("made_up", tuple(frozenset({name}) for name in hazards), tuple(map(self._ids, texts)))
+    def encoded(self, policy: TrainingPolicy) -> Policy:
+        """The policy with its texts as ids."""
+        texts = PromptBuilder(self._renderer.template, policy.taxonomy).policy_texts
+        return Policy(policy.name, policy.labels, tuple(map(self._encode, texts)))
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self._renderer.shortened(self._renderer.text(text), self._longest))
+    def _encode(self, text: str) -> tuple[int, ...]:
+        if text not in self._ids:
+            self._ids[text] = tuple(self._renderer.shortened(self._renderer.text(text), self._longest))
+        return self._ids[text]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,17 @@ from guardrail.evaluation.calibration_fit import Target
 from guardrail.evaluation.suite import Suite
 from guardrail.evaluation.suite_rows import load_items
 from guardrail.guard import Guard
+from guardrail.taxonomy import Taxonomy
 from guardrail.training.encoder_model import EncoderModel
-from guardrail.training.encoder_report import guard_scores, obedience
+from guardrail.training.encoder_report import guard_scores
 from guardrail.training.encoder_validation import Validation, domain_scores
 from guardrail.training.export import export
 from guardrail.training.held_out import FILE, SUITES, write_rows
+from guardrail.training.identity_bias import identity_bias
 from guardrail.training.mix import Mix
+from guardrail.training.obedience import obedience
 from guardrail.training.onnx_graph import write_graph
+from guardrail.training.policies import OWN, TrainingPolicy
 from guardrail.training.rows import Row
 
 __all__ = ["LARGEST_LOSS", "finish", "read_recipe", "write_calibration"]
@@ -66,9 +70,23 @@ def finish(
         "int8": domains,
         "float32": exact,
         "calibration": write_calibration(folder, validation.rows, output, recipe),
-        "obedience": obedience(folder, mix.held_out),
+        **_behaviour(folder, mix.held_out),
         "bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
     }
+
+
+def _behaviour(folder: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    """What the calibrated guard in a folder makes of other policies and of terms for groups of people."""
+    backend = EncoderBackend(folder)
+
+    def make(taxonomy: Taxonomy) -> Guard:
+        return Guard(backend, taxonomy=taxonomy)
+
+    default = backend.default_taxonomy
+    policy = TrainingPolicy(OWN, default, tuple(frozenset(item.hazards) for item in default))
+    found = {"obedience": obedience(make, policy, rows), "identity_bias": identity_bias(make(default), rows)}
+    backend.close()
+    return found
 
 
 def write_calibration(folder: Path, rows: Sequence[Row], output: Path, recipe: Recipe) -> list[dict[str, Any]]:

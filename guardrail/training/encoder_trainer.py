@@ -6,8 +6,8 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,53 +16,40 @@ from torch.nn import functional
 from guardrail.training.augment import augment
 from guardrail.training.encoder_batches import (
     Batch,
+    EncoderPolicies,
     Policy,
-    PolicySampler,
     Renderer,
     batches,
     flip,
     pad,
     target_tensors,
 )
+from guardrail.training.encoder_hyper import Hyper
 from guardrail.training.encoder_model import EncoderModel, mean_pool
+from guardrail.training.encoder_rehearsal import Rehearsal
 from guardrail.training.rows import Row
 
 __all__ = ["Hyper", "Trainer"]
 
-
-@dataclass(frozen=True, slots=True)
-class Hyper:
-    """Hyper-parameters; see configs/train-embedded.yaml for what was chosen."""
-
-    seed: int = 1
-    passes: int = 2
-    tokens_per_batch: int = 3072
-    max_tokens: int = 160
-    category_tokens: int = 128
-    learning_rate: float = 5e-5
-    head_rate: float = 5e-4
-    layer_decay: float = 0.85
-    weight_decay: float = 0.01
-    warmup: float = 0.06
-    average: float = 0.995
-    category_loss: float = 0.5
-    positive_weight: float = 2.0
-    flip_rate: float = 0.12
-    noise_rate: float = 0.2
-    word_dropout: float = 0.05
-    example_rate: float = 0.15
-    category_gradient: float = 0.3
-    evaluate_every: int = 400
+_FROZEN = "embedder.words"
 
 
 class Trainer:
     """Trains a model on rows; keeps an exponential average of the weights, which is what is evaluated and exported."""
 
-    def __init__(self, model: EncoderModel, renderer: Renderer, sampler: PolicySampler, hyper: Hyper) -> None:
+    def __init__(
+        self,
+        model: EncoderModel,
+        renderer: Renderer,
+        sampler: EncoderPolicies,
+        hyper: Hyper,
+        rehearsal: Rehearsal | None = None,
+    ) -> None:
         self.model = model
         self.renderer = renderer
         self.sampler = sampler
         self.hyper = hyper
+        self.rehearsal = rehearsal
         self.random = random.Random(hyper.seed)
         self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
         model.embedder.words.weight.requires_grad_(False)
@@ -71,13 +58,43 @@ class Trainer:
         self._cache: dict[tuple[int, ...], tuple[int, Tensor]] = {}
         self._examples: dict[str, list[list[int]]] = {}
         self._steps = 0
+        self._restored: Mapping[str, Any] | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many steps were made."""
+        return self._steps
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs to go on from this step; the frozen token embeddings are left out."""
+        # What was cached is lost when a run is cut off, so it is let go of here: both runs go on alike.
+        self._cache.clear()
+        return {
+            "step": self._steps,
+            "model": _trained(self.model.state_dict()),
+            "average": _trained(self.average),
+            "optimizer": self.optimizer.state_dict(),
+            "random": self.random.getstate(),
+            "torch": torch.get_rng_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: `train` then skips the steps that were done."""
+        self.model.load_state_dict(state["model"], strict=False)
+        self.average |= {name: value.clone() for name, value in state["average"].items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._steps = state["step"]
+        self._restored = state
 
     def train(self, sample: Callable[[int], list[Row]], evaluate: Callable[[int], bool]) -> None:
         """All passes; `sample(n)` gives the rows of pass n, `evaluate(step)` says whether to go on."""
         plans = [self._plan(sample(number)) for number in range(self.hyper.passes)]
         total = sum(len(plan) for _, plan in plans)
+        if self._restored is not None:
+            self.random.setstate(self._restored["random"])
+            torch.set_rng_state(self._restored["torch"])
         started, tokens, losses = time.monotonic(), 0, [0.0, 0.0]
-        for rows, plan in plans:
+        for rows, plan in _left(plans, self._steps):
             for batch in plan:
                 self._schedule(total)
                 parts = self._step(batch, rows)
@@ -138,6 +155,11 @@ class Trainer:
         each = functional.binary_cross_entropy_with_logits(logits, categories.clamp(min=0), reduction="none")
         category_loss = _masked(each, (categories >= 0) * emphasis * weights[:, None])
         loss = verdict_loss + hyper.category_loss * category_loss
+        if self.rehearsal is not None:
+            kept_policy, rehearsed = self.rehearsal.batch(self._steps)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                found = self._text_vectors(kept_policy)
+            loss = loss + hyper.rehearsal * self.rehearsal.loss(model, kept_policy, rehearsed, found)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         self.optimizer.step()
@@ -146,15 +168,18 @@ class Trainer:
         return float(verdict_loss.detach()), float(category_loss.detach())
 
     def _vectors(self, policy: Policy) -> Tensor:
-        """Category vectors (C, D): sometimes with a gradient, else from a cache that is a few steps old."""
-        if policy.name == "made_up" or self.random.random() < self.hyper.category_gradient:
-            input_ids, mask, _ = pad(policy.texts, self.renderer.separator)
-            vectors = self.model.vectors(input_ids, mask)
-        else:
-            vectors = torch.stack([self._cached(text) for text in policy.texts])
+        """Category vectors (C, D), sometimes with examples."""
+        vectors = self._text_vectors(policy)
         if self.random.random() < self.hyper.example_rate:
             vectors = self._with_examples(policy, vectors)
         return vectors
+
+    def _text_vectors(self, policy: Policy) -> Tensor:
+        """Category vectors (C, D): sometimes with a gradient, else from a cache that is a few steps old."""
+        if policy.name == "made_up" or self.random.random() < self.hyper.category_gradient:
+            input_ids, mask, _ = pad(policy.texts, self.renderer.separator)
+            return self.model.vectors(input_ids, mask)
+        return torch.stack([self._cached(text) for text in policy.texts])
 
     @torch.no_grad()
     def _cached(self, text: tuple[int, ...]) -> Tensor:
@@ -195,7 +220,7 @@ class Trainer:
     def _update_average(self) -> None:
         keep = min(self.hyper.average, (1 + self._steps) / (10 + self._steps))
         for name, value in self.model.state_dict().items():
-            if not name.startswith("embedder.words"):
+            if not name.startswith(_FROZEN):
                 self.average[name].lerp_(value, 1 - keep)
 
     def averaged(self) -> EncoderModel:
@@ -203,6 +228,17 @@ class Trainer:
         model = EncoderModel(self.model.config)
         model.load_state_dict(self.average)
         return model.eval()
+
+
+def _trained(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in weights.items() if not name.startswith(_FROZEN)}
+
+
+def _left(plans: Sequence[tuple[list[Row], list[Batch]]], done: int) -> Iterator[tuple[list[Row], list[Batch]]]:
+    """The plans without their first `done` batches."""
+    for rows, plan in plans:
+        yield rows, plan[done:]
+        done = max(0, done - len(plan))
 
 
 def _masked(losses: Tensor, weights: Tensor) -> Tensor:

@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from guardrail.taxonomy import Taxonomy
 from guardrail.training.dedupe import EvaluationIndex
-from guardrail.training.encoder_batches import DEFAULT, Policy, Renderer, pad
+from guardrail.training.encoder_batches import Policy, Renderer, pad
 from guardrail.training.encoder_model import EncoderModel
-from guardrail.training.rows import Row
+from guardrail.training.rows import Hazards, Row
 from guardrail.types import Conversation
 from guardrail.windows import fit
 
@@ -53,7 +52,7 @@ class Validation:
         vectors = policy_vectors(model, policy, renderer)
         verdicts, categories = logits(model, renderer, [row.conversation for row in self.rows], vectors)
         found = domain_scores(self.rows, verdicts, self.domains)
-        found["category_top"] = category_ranking(self.rows, categories)
+        found["category_top"] = category_ranking(self.rows, categories, policy.hazards)
         parts = [found["macro"]]
         if self.development:
             verdicts, _ = logits(model, renderer, [Conversation.parse(text) for text, _ in self.development], vectors)
@@ -121,9 +120,8 @@ def domain_scores(
     return found
 
 
-def category_ranking(rows: Sequence[Row], categories: NDArray[np.floating]) -> float:
-    """How often the highest category of the default taxonomy is one that the row violates."""
-    hazards = [frozenset(item.hazards) for item in Taxonomy.load(DEFAULT)]
+def category_ranking(rows: Sequence[Row], categories: NDArray[np.floating], hazards: Sequence[Hazards]) -> float:
+    """How often the highest category, of those that cover `hazards`, is one that the row violates."""
     hits = [
         bool(hazards[int(scores.argmax())] & row.violated)
         for row, scores in zip(rows, categories, strict=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from guardrail.backends.encoder import EncoderBackend
+from guardrail.backends.encoder import TAXONOMY_FILE, EncoderBackend
 from guardrail.errors import ModelError
 from guardrail.prompting import Template
 from guardrail.resources import digest
@@ -19,19 +21,39 @@ from guardrail.training.encoder_model import BASE_SHA256, EncoderModel
 from guardrail.training.encoder_validation import WINDOW
 from guardrail.training.onnx_graph import write_graph
 
-__all__ = ["export"]
+__all__ = ["Base", "export"]
 
 _FORMAT = 1
 _LARGEST = 30_000_000
+_FOLDED = {"type": "NFKC"}
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The weights that training started from."""
+
+    name: str
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, file: Path) -> Base:
+        """The weights in a file."""
+        return cls(name, hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+_MINILM = Base("all-MiniLM-L6-v2", BASE_SHA256)
 
 
 def export(
     model: EncoderModel, tokenizer: Path, output: Path, *, model_id: str, date: str, levels: float = 127.0,
+    taxonomy: Taxonomy | None = None, base: Base = _MINILM,
 ) -> None:  # fmt: skip
     """Write model.onnx (8-bit), tokenizer.json, config.json, and vectors.npy (default taxonomy); no calibration.
 
-    Raises ModelError when they are too large to ship.
+    With `taxonomy`, that one is the folder's default, and is written beside the weights; without, it is the shipped
+    default, and ModelError is raised when the files are too large to ship.
     """
+    shown = taxonomy or Taxonomy.load(DEFAULT)
     output.mkdir(parents=True, exist_ok=True)
     graph = output / "model.onnx"
     write_graph(model, graph, int8=True, levels=levels)
@@ -43,19 +65,22 @@ def export(
         "date": date,
         "template": Template.load("encoder").id,
         "template_digest": Template.load("encoder").digest,
-        "taxonomy": DEFAULT,
-        "taxonomy_digest": Taxonomy.load(DEFAULT).digest,
+        "taxonomy": shown.id,
+        "taxonomy_digest": shown.digest,
         "max_tokens": WINDOW,
         "dimension": model.config.dimension,
-        "base": "all-MiniLM-L6-v2",
-        "base_sha256": BASE_SHA256,
+        "base": base.name,
+        "base_sha256": base.sha256,
     }
     _write(output / "config.json", config)
+    (output / TAXONOMY_FILE).unlink(missing_ok=True)
+    if taxonomy is not None:
+        (output / TAXONOMY_FILE).write_text(taxonomy.to_yaml(), encoding="utf-8")
     (output / "calibration.json").unlink(missing_ok=True)
     (output / "vectors.npy").unlink(missing_ok=True)
-    np.save(output / "vectors.npy", EncoderBackend(output).encode_taxonomy(Taxonomy.load(DEFAULT)))
+    np.save(output / "vectors.npy", EncoderBackend(output).encode_taxonomy(shown))
     size = sum(file.stat().st_size for file in output.iterdir())
-    if size > _LARGEST:
+    if taxonomy is None and size > _LARGEST:
         raise ModelError(f"the exported model takes {size:,} bytes", hint=f"at most {_LARGEST:,} fit the wheel")
 
 
@@ -63,12 +88,16 @@ def _plain_tokenizer(file: Path) -> str:
     """The tokenizer.json without truncation and padding, in which no word is too long to be read.
 
     WordPiece makes one unknown token of a word of more than a hundred characters, so text without spaces would hide
-    what it says; here such a word is cut. The ids of ordinary text stay the same.
+    what it says; here such a word is cut. The ids of ordinary text stay the same. An exported model's tokenizer is
+    so already.
     """
-    config = json.loads(file.read_text(encoding="utf-8"))
+    text = file.read_text(encoding="utf-8")
+    config = json.loads(text)
+    if (config["normalizer"] or {}).get("normalizers", [None])[0] == _FOLDED:
+        return text
     cut = {"type": "Split", "pattern": {"Regex": ".{1,64}"}, "behavior": "Isolated", "invert": False}
     # Full-width and other compatibility letters read like the plain ones, so they are the plain ones here.
-    config["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, config["normalizer"]]}
+    config["normalizer"] = {"type": "Sequence", "normalizers": [_FOLDED, config["normalizer"]]}
     config["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [config["pre_tokenizer"], cut]}
     config["truncation"] = None
     config["padding"] = None

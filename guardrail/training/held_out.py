@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from guardrail.jsonl import encode
 from guardrail.taxonomy import Taxonomy
+from guardrail.training.embedded_config import read_config
 from guardrail.training.encoder_batches import DEFAULT
 from guardrail.training.encoder_validation import Validation
 from guardrail.training.labels import HazardTable
 from guardrail.training.mix import read_mix
 from guardrail.training.rows import Row, targets
+from guardrail.training.withheld import withheld_hazards, withhold
 from guardrail.types import Role
 
 __all__ = ["CONFIGS", "FILE", "SUITES", "main", "write_rows"]
@@ -38,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=CONFIGS / "train-embedded.yaml")
     parser.add_argument("-o", "--output", type=Path, required=True, help=f"folder for {FILE}")
     options = parser.parse_args(arguments)
-    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    config = read_config(options.config)
     mix = read_mix(options.data, HazardTable.read(CONFIGS / "hazards.yaml"), config["sources"], config["held_out"])
+    mix = withhold(mix, withheld_hazards(config.get("without", ())))
     options.output.mkdir(parents=True, exist_ok=True)
     write_rows(Validation.make(mix.held_out, config["domains"], options.data).rows, options.output / FILE)
 

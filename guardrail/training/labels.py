@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import yaml
-
+from guardrail import taxonomy_yaml
+from guardrail.errors import suggestion
 from guardrail.training.rows import Hazards
 
 __all__ = ["AEGIS", "AILUMINATE", "CATQA", "CRIMES", "MULTIJAIL", "HazardTable", "crime_hazards"]
@@ -25,9 +25,23 @@ class HazardTable:
         }
 
     @classmethod
-    def read(cls, file: Path) -> HazardTable:
-        """The table in a YAML file: hazard → related, wordings."""
-        return cls(yaml.safe_load(file.read_text(encoding="utf-8")))
+    def read(cls, file: Path, known: Iterable[str] | None = None) -> HazardTable:
+        """The table in a YAML file: hazard → related, wordings.
+
+        With `known`, the table is of these labels, whatever they are: the file may leave some out, but names no others.
+        Raises TaxonomyError with file, line and field.
+        """
+        document = taxonomy_yaml.read(file)
+        names = tuple(document.data if known is None and isinstance(document.data, Mapping) else known or ())
+        entries: dict[str, dict[str, list[str]]] = {name: {"related": [], "wordings": []} for name in names}
+        for name, entry in document.root.fields((), names).items():
+            for key, values in entry.fields((), ("related", "wordings")).items():
+                entries[name][key] = list(values.texts())
+                strange = [item for item in values.items() if key == "related" and item.value not in entries]
+                if strange:
+                    hint = suggestion(strange[0].text(), names, f"known: {', '.join(names)}")
+                    raise strange[0].error(f"there is no label {strange[0].value!r}", hint)
+        return cls(entries)
 
     def possible(self, violated: Iterable[str]) -> Hazards:
         """The hazards that a text may violate besides the given ones: all that are related to one of them."""

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import random
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from guardrail.errors import UsageError
+from guardrail.training.amounts import Amount, sample
 from guardrail.training.dedupe import EvaluationIndex, evaluation_texts
 from guardrail.training.labels import HazardTable
 from guardrail.training.rows import Row
 from guardrail.training.sources import SOURCES, held_out, read_source
 
-__all__ = ["Amount", "Mix", "read_mix"]
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """How much of a source one pass sees: at most `rows`, each at most `repeat` times, weighted by `weight`."""
-
-    rows: int
-    repeat: int = 1
-    weight: float = 1.0
+__all__ = ["Mix", "read_mix"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +29,7 @@ class Mix:
 
     def sample(self, number: int, seed: int) -> list[Row]:
         """The rows of pass `number`: unsafe and safe rows of a source in equal parts as far as both are there."""
-        chosen = random.Random(f"{seed} {number}")
-        result: list[Row] = []
-        for name, amount in self.amounts.items():
-            picked = _balanced(self.train[name], amount, chosen)
-            result.extend(replace(row, weight=row.weight * amount.weight) for row in picked)
-        return result
-
-
-def _balanced(rows: Sequence[Row], amount: Amount, chosen: random.Random) -> list[Row]:
-    unsafe = [row for row in rows if row.unsafe >= 0.5]
-    others = [row for row in rows if row.unsafe < 0.5]
-    total = min(amount.rows, len(rows) * amount.repeat)
-    smaller = min(len(unsafe), len(others)) * amount.repeat
-    first = min(total // 2, smaller)
-    counts = (first, total - first) if len(unsafe) < len(others) else (total - first, first)
-    return [row for part, count in zip((unsafe, others), counts, strict=True) for row in _draw(part, count, chosen)]
-
-
-def _draw(rows: Sequence[Row], count: int, chosen: random.Random) -> list[Row]:
-    picked: list[Row] = []
-    while rows and len(picked) < count:
-        picked.extend(chosen.sample(rows, min(len(rows), count - len(picked))))
-    return picked
+        return sample(self.train, self.amounts, number, seed)
 
 
 def read_mix(data: Path, hazards: HazardTable, amounts: Mapping[str, Mapping[str, float]], share: float) -> Mix:

@@ -20,6 +20,7 @@ UNKNOWN = -1.0
 _MISSING = 0.25
 
 _SPACES = re.compile(r"[ \t\u00a0]+")
+_BETWEEN_WORDS = re.compile(r"[\W_]+")
 _BLANK_LINES = re.compile(r"\n\s*\n\s*")
 
 
@@ -36,6 +37,10 @@ class Row:
     possible: Hazards = frozenset()
     """Hazards of which nothing is known; all others are not violated."""
     weight: float = 1.0
+    explanation: str | None = None
+    """Why the label is what it is, in words; for guards that answer with an explanation."""
+    id: str = ""
+    """Whatever the data calls it; plays no part in training."""
 
     @property
     def text(self) -> str:
@@ -82,7 +87,7 @@ def clean(text: str) -> str:
 def normalise(text: str) -> str:
     """Lower-case letters and digits separated by single spaces: two texts with the same result are the same text."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join("".join(char if char.isalnum() else " " for char in folded).split())
+    return _BETWEEN_WORDS.sub(" ", folded).strip()
 
 
 def conversation(turns: Iterable[tuple[str, str]]) -> Conversation | None:

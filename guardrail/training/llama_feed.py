@@ -1,0 +1,77 @@
+"""Packs on their way into the training loop: this process's share of them, made ahead in a thread of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from queue import Empty, Full, Queue
+from typing import Any, TypeVar
+
+from torch.utils.data import IterableDataset
+
+from guardrail.training.packing import Pack
+
+__all__ = ["Feed", "ahead"]
+
+T = TypeVar("T")
+_AHEAD = 32
+_PATIENCE = 0.2  # seconds between two looks at whether the consumer is gone
+
+
+class Feed(IterableDataset[Pack]):
+    """The packs of one process, from a given one on: of each forward pass, process r takes the r-th `share`."""
+
+    def __init__(self, packs: Iterable[Pack], *, share: int, rank: int, processes: int) -> None:
+        self.start = 0
+        """How many packs of all processes to skip: those that an earlier run was trained on."""
+        self._packs = packs
+        self._share = share
+        self._rank = rank
+        self._processes = processes
+
+    def __iter__(self) -> Iterator[Pack]:
+        return ahead(self._mine(), _AHEAD)
+
+    def _mine(self) -> Iterator[Pack]:
+        for number, pack in enumerate(islice(iter(self._packs), self.start, None), self.start):
+            if number // self._share % self._processes == self._rank:
+                yield pack
+
+
+def ahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """The same items, of which up to `count` are made in advance; an error comes at the place where it happened."""
+    queue: Queue[tuple[T | None, BaseException | None]] = Queue(count)
+    gone = threading.Event()
+    threading.Thread(target=_produce, args=(items, queue, gone), name="packs", daemon=True).start()
+    try:
+        while True:
+            item, error = queue.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]  # an item comes without an error
+    finally:
+        gone.set()
+        with suppress(Empty):
+            while True:
+                queue.get_nowait()
+
+
+def _produce(items: Iterable[T], queue: Queue[Any], gone: threading.Event) -> None:
+    def put(entry: tuple[T | None, BaseException | None]) -> bool:
+        while not gone.is_set():
+            with suppress(Full):
+                queue.put(entry, timeout=_PATIENCE)
+                return True
+        return False
+
+    try:
+        for item in items:
+            if not put((item, None)):
+                return
+        put((None, StopIteration()))
+    except BaseException as error:  # raised again by the consumer
+        put((None, error))

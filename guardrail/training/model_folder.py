@@ -1,0 +1,56 @@
+"""The folder of a trained causal language model: a checkpoint as transformers has them, and what makes it a guard.
+
+config.json, model.safetensors, tokenizer.json, …   transformers opens it
+chat_template.jinja                                 the prompt with the default taxonomy
+guardrail.json, taxonomy.yaml, TEMPLATE.jinja       `guardrail.load` opens it, see backends.llama_folder
+adapter/                                            after LoRA: the adapter alone
+calibration.json, MODEL_CARD.md                     written when the run is over
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from guardrail.backends.llama_folder import Facts, write_facts
+from guardrail.batch_output import failures
+from guardrail.training.chat_template import chat_template
+
+__all__ = ["replaced", "write_folder"]
+
+_SHARD = "5GB"
+
+
+def write_folder(model: Any, tokenizer: Any, facts: Facts, folder: Path, *, adapter: Path | None = None) -> None:
+    """Write everything but calibration and card; a folder that is there is replaced when all of it is written.
+
+    `model` and `tokenizer` are of transformers; the model is written in the number format that it has. `adapter` is
+    the folder of an adapter that was merged into it.
+    """
+    tokenizer.chat_template = chat_template(facts.template, facts.taxonomy)
+
+    def write(new: Path) -> None:
+        model.save_pretrained(new, max_shard_size=_SHARD)
+        tokenizer.save_pretrained(new)
+        write_facts(facts, new)
+        if adapter is not None:
+            shutil.copytree(adapter, new / "adapter")
+            write_facts(facts, new / "adapter")
+
+    replaced(folder, write)
+
+
+def replaced(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder, and put that in the place of `folder`: killed, it leaves no half of one."""
+    new, old = (folder.with_name(f"{folder.name}.{part}") for part in ("new", "old"))
+    with failures(str(folder)):
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+        new.mkdir(parents=True)
+        write(new)
+        if folder.is_dir():
+            folder.replace(old)
+        new.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)

