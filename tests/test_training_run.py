@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 
 from guardrail.errors import ResumeError, UsageError
-from guardrail.evaluation.metrics import auprc
 from guardrail.loading import load
 from guardrail.taxonomy import Taxonomy
 from guardrail.taxonomy_yaml import dump
@@ -57,15 +56,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(data, outcome, said)
 
 
-def test_a_run_from_nothing_learns_the_rows(made: Made) -> None:
-    (entry,) = made.outcome.comparison
-    assert entry["run"] == "validation-prompts"
-    assert entry["metrics"]["auprc"]["after"] > 0.9
-    assert entry["metrics"]["auprc"]["before"] is None
-    assert made.outcome.before is None
-    assert made.outcome.trained.metrics["auprc"] == pytest.approx(entry["metrics"]["auprc"]["after"], abs=0.01)
-
-
 def test_the_folder_has_what_the_summary_says(made: Made) -> None:
     out = made.outcome.folder
     parts = {"MODEL_CARD.md", "checkpoints", "checks.json", "config.yaml", "metrics.jsonl", "model", "report"}
@@ -80,25 +70,6 @@ def test_the_folder_has_what_the_summary_says(made: Made) -> None:
     assert f"{checks['training']['read']} rows read" in made.said[0]
     again = read_config(out / "config.yaml")
     assert again == config_of(made.data)
-
-
-def test_the_guard_opens_with_its_policy_and_its_calibration(made: Made) -> None:
-    with load(made.outcome.model) as guard:
-        assert guard.backend.name == made.outcome.name
-        assert guard.taxonomy.digest == TAXONOMY.digest
-        (fitted,) = (line for line in made.outcome.calibration if line["fitted"])
-        assert guard.policy.user.verdict == fitted["threshold"]
-        assert guard.calibration.model == guard.backend.name
-        items = rows(100, seed=7)
-        decisions = list(guard.check_many([item["text"] for item in items]))
-    unsafe = [item["label"] == "unsafe" for item in items]
-    area = auprc(torch.tensor(unsafe).numpy(), torch.tensor([found.score or 0.0 for found in decisions]).numpy())
-    assert area is not None
-    assert area > 0.9
-    # And the codes: the category of an unsafe text is mostly the one that its row names.
-    named = [(item["categories"][0], max(found.categories, key=lambda category: category.score).code)
-             for item, found in zip(items, decisions, strict=True) if "categories" in item]  # fmt: skip
-    assert sum(code == found for code, found in named) > 0.8 * len(named)
 
 
 def test_the_report_is_that_of_the_calibrated_model(made: Made) -> None:
