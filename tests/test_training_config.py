@@ -125,6 +125,7 @@ def change(old: str, new: str, text: str = FULL) -> str:
         (change("[rows.jsonl, more.jsonl]", "rows.jsonl"), r"8: data\.train: expected a list"),
         (change("  validation:", "  validation_share: 0.1\n  validation:"), "9: data.validation_share: validation is"),
         (change("  validation: [held-out.jsonl]", "  validation_share: 1"), "9: data.validation_share: cannot be 1"),
+        (change("  validation:", "  validation_rows: 0\n  validation:"), "9: data.validation_rows: cannot be 0"),
         (change("rows: 3600", "rows: 0"), r"11: data\.sources\.web\.rows: rows 0"),
         (change("rows: 3600", "rows: 1.5"), r"11: data\.sources\.web\.rows: expected a whole number, got 1\.5"),
         (change("rows: 3600", "row: 3600"), r"11: data\.sources\.web\.row: unknown key"),
@@ -158,3 +159,10 @@ def test_mistakes_are_named_with_their_place(text: str, message: str) -> None:
 def test_numbers_in_every_spelling(value: str) -> None:
     config: Any = parsed(MINIMAL + f"train: {{learning_rate: {value}}}\n").train
     assert config.learning_rate == 0.001
+
+
+def test_given_rows_are_kept_with_the_rest() -> None:
+    given = parsed(MINIMAL, (Path("mine.jsonl"),))
+    assert given.raw["data"] == {"train": ["mine.jsonl"]}
+    assert parsed(taxonomy_yaml.dump(dict(given.raw))).data.train == (Path("mine.jsonl"),)
+    assert parsed(MINIMAL).raw["data"] == {"train": ["rows.jsonl"]}

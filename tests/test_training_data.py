@@ -59,6 +59,17 @@ def test_a_share_is_held_out_and_never_trained_on(tmp_path: Path) -> None:
     assert again.validation == data.validation
 
 
+def test_at_most_so_many_rows_are_validated_on_and_no_other_is_trained_on(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", some(300))
+    whole = load(tmp_path, {"train": ["FOLDER/a.jsonl"], "validation_share": 0.2})
+    fewer = load(tmp_path, {"train": ["FOLDER/a.jsonl"], "validation_share": 0.2, "validation_rows": 20})
+    assert len(fewer.validation) == 20
+    assert set(fewer.validation) < set(whole.validation)
+    assert fewer.rows == whole.rows
+    all_of_them = load(tmp_path, {"train": ["FOLDER/a.jsonl"], "validation_share": 0.2, "validation_rows": 1000})
+    assert all_of_them.validation == whole.validation
+
+
 def test_validation_and_evaluation_texts_are_not_trained_on(tmp_path: Path) -> None:
     rows = some()
     write(tmp_path / "a.jsonl", [*rows, {"text": rows[1]["text"].upper(), "label": "safe"}])

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from guardrail.errors import ResumeError, UsageError
+from guardrail.evaluation.metrics import auprc
 from guardrail.loading import load
 from guardrail.taxonomy import Taxonomy
 from guardrail.taxonomy_yaml import dump
@@ -56,6 +57,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(data, outcome, said)
 
 
+def test_a_run_from_nothing_learns_the_rows(made: Made) -> None:
+    (entry,) = made.outcome.comparison
+    assert entry["run"] == "validation-prompts"
+    assert entry["metrics"]["auprc"]["after"] > 0.9
+    assert entry["metrics"]["auprc"]["before"] is None
+    assert made.outcome.before is None
+    assert made.outcome.trained.metrics["auprc"] == pytest.approx(entry["metrics"]["auprc"]["after"], abs=0.01)
+
+
 def test_the_folder_has_what_the_summary_says(made: Made) -> None:
     out = made.outcome.folder
     parts = {"MODEL_CARD.md", "checkpoints", "checks.json", "config.yaml", "metrics.jsonl", "model", "report"}
@@ -72,15 +82,31 @@ def test_the_folder_has_what_the_summary_says(made: Made) -> None:
     assert again == config_of(made.data)
 
 
+def test_the_guard_opens_with_its_policy_and_its_calibration(made: Made) -> None:
+    with load(made.outcome.model) as guard:
+        assert guard.backend.name == made.outcome.name
+        assert guard.taxonomy.digest == TAXONOMY.digest
+        (fitted,) = (line for line in made.outcome.calibration if line["fitted"])
+        assert guard.policy.user.verdict == fitted["threshold"]
+        assert guard.calibration.model == guard.backend.name
+        items = rows(60, seed=7)
+        decisions = list(guard.check_many([item["text"] for item in items]))
+    unsafe = [item["label"] == "unsafe" for item in items]
+    area = auprc(torch.tensor(unsafe).numpy(), torch.tensor([found.score or 0.0 for found in decisions]).numpy())
+    assert area is not None
+    assert area > 0.9
+    # And the codes: the category of an unsafe text is mostly the one that its row names.
+    named = [(item["categories"][0], max(found.categories, key=lambda category: category.score).code)
+             for item, found in zip(items, decisions, strict=True) if "categories" in item]  # fmt: skip
+    assert sum(code == found for code, found in named) > 0.8 * len(named)
+
+
 def test_the_report_is_that_of_the_calibrated_model(made: Made) -> None:
     report = json.loads((made.outcome.folder / "report" / "after" / "report.json").read_text(encoding="utf-8"))
     (run,) = report["runs"]
     assert run["model"] == made.outcome.name
     assert run["threshold"] == made.outcome.calibration[0]["threshold"]
     assert "The calibration was fitted on texts of this set" in run["suite"]["caveat"]
-    assert (
-        [entry["code"] for entry in run["categories"]["rows"]] == ["S1", "S2"] if "rows" in run["categories"] else True
-    )
 
 
 def test_the_card_tells_the_numbers_and_quotes_no_row(made: Made) -> None:
@@ -90,6 +116,7 @@ def test_the_card_tells_the_numbers_and_quotes_no_row(made: Made) -> None:
     assert f"| auprc | - | {after:.3f} |" in card
     assert f"`{made.outcome.name}`" in card
     assert "in town" not in card
+    assert "bomb" not in card
 
 
 def test_a_complete_run_is_only_read(made: Made) -> None:
@@ -191,13 +218,13 @@ def test_an_encoder_goes_the_same_way(tmp_path: Path) -> None:
 
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     data = settings(tmp_path)
-    data["train"] |= {"steps": 60, "evaluate_every": 10, "average": 0.9}
+    data["train"] |= {"steps": 40, "evaluate_every": 10, "average": 0.9}
     file = tmp_path / "config.yaml"
     file.write_text(dump(data), encoding="utf-8")
     command = [sys.executable, "-m", "guardrail", "train", str(file), "--json", "-o"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment, stderr=subprocess.DEVNULL)
-    while killed.poll() is None and not (tmp_path / "killed/checkpoints/checkpoint-20/trainer_state.json").exists():
+    while killed.poll() is None and not (tmp_path / "killed/checkpoints/checkpoint-10/trainer_state.json").exists():
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL

@@ -32,12 +32,13 @@ _VERBS = ("make", "find", "get", "buy", "hide", "carry", "draw", "keep")
 
 
 def rows(count: int = 300, seed: int = 1) -> list[dict[str, Any]]:
-    """Questions about things; half of the things violate a category."""
+    """Wishes, insistent so that a tiny model hears them; half of the things violate a category."""
     chosen = random.Random(seed)
     found = []
     for number in range(count):
         code = chosen.choice(("S1", "S2", None, None))
-        text = f"how do i {chosen.choice(_VERBS)} a {chosen.choice(_THINGS[code])} in town {number}"
+        thing = chosen.choice(_THINGS[code])
+        text = f"{chosen.choice(_VERBS)} {' '.join([thing] * 6)} in town {number}"
         label = {"label": "unsafe", "categories": [code]} if code else {"label": "safe"}
         found.append({"text": text, **label, "source": "made"})
     return found
@@ -67,7 +68,7 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
         "taxonomy": str(write_taxonomy(folder)),
         "data": {"train": [str(write_rows(folder / "rows.jsonl", rows()))], "validation_share": 0.3},
         "train": {"dtype": "float32", "weights": "float32", "steps": 120, "evaluate_every": 60,
-                  "pack_tokens": 1024, "learning_rate": 5e-3, "verdict_weight": 3},
+                  "pack_tokens": 512, "learning_rate": 5e-3},
         "calibration": {"at_least": 5},
     }  # fmt: skip
     return {key: value for key, value in {**whole, **changes}.items() if value is not None}

@@ -48,6 +48,8 @@ class DataConfig:
     validation: tuple[Path, ...] = ()
     """Files of validation rows; none: `validation_share` of the training rows."""
     validation_share: float = _SHARE
+    validation_rows: int | None = None
+    """Judge at most so many of the validation rows, chosen at random; None: all."""
     keep_out: tuple[Path, ...] = ()
     """Files and folders with evaluation texts, which are left out of the training rows."""
     sources: Mapping[str, Amount] | None = None
@@ -82,7 +84,7 @@ class TrainingConfig:
     """The default taxonomy of the result; None: `taxonomy`."""
     calibration: Recipe = _RECIPE
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """The file as plain data, to be kept with the result."""
+    """The file as plain data, with the rows' files that were given instead; to be kept with the result."""
 
     @property
     def space(self) -> LabelSpace:
@@ -140,8 +142,12 @@ def parse_config(root: Field, data: Sequence[Path] = ()) -> TrainingConfig:
         explanation=_explanation(values.get("answer")),
         result_taxonomy=_result_taxonomy(values.get("result_taxonomy"), taxonomy),
         calibration=build(values["calibration"], Recipe, target=Target.parse) if "calibration" in values else _RECIPE,
-        raw=root.value,
+        raw=_with_rows(root.value, data),
     )
+
+
+def _with_rows(raw: Any, given: Sequence[Path]) -> dict[str, Any]:
+    return {**raw, "data": {**raw["data"], "train": list(map(str, given))}} if given else raw
 
 
 def _result(space: LabelSpace, taxonomy: Taxonomy | None) -> TrainingPolicy:
@@ -173,20 +179,23 @@ def _check_start(root: Field, values: Mapping[str, Field], kind: Kind) -> None:
 
 
 def _data(field: Field, given: Sequence[Path]) -> DataConfig:
-    keys = ("validation", "validation_share", "keep_out", "sources", "related")
+    keys = ("validation", "validation_share", "validation_rows", "keep_out", "sources", "related")
     values = field.fields(() if given else ("train",), (*keys, "train"))
     if "validation" in values and "validation_share" in values:
         raise values["validation_share"].error("validation is given too", "leave one of the two out")
     share = number(values["validation_share"]) if "validation_share" in values else _SHARE
     if not 0 < share < 1:
         raise values["validation_share"].error(f"cannot be {share:g}", "give a share between 0 and 1")
+    most = int(number(values["validation_rows"], whole=True)) if "validation_rows" in values else None
+    if most is not None and most < 1:
+        raise values["validation_rows"].error(f"cannot be {most}", "give a number from 1")
     paths = {key: tuple(map(Path, values[key].texts())) for key in ("validation", "keep_out") if key in values}
     train = tuple(given) or tuple(map(Path, values["train"].texts()))
     if not train:
         raise values["train"].error("names no file")
     related = Path(values["related"].text()) if "related" in values else None
     sources = {name: build(item, Amount) for name, item in _mapping(values["sources"])} if "sources" in values else None
-    return DataConfig(train, validation_share=share, sources=sources, related=related, **paths)
+    return DataConfig(train, validation_share=share, validation_rows=most, sources=sources, related=related, **paths)
 
 
 def _policies(field: Field, taxonomy: Taxonomy) -> dict[str, float]:

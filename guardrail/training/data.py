@@ -73,6 +73,8 @@ def load_data(config: TrainingConfig) -> Training:
     if not data.validation:
         validation = [row for row in rows if apart(row, data.validation_share)]
         rows = [row for row in rows if not apart(row, data.validation_share)]
+    if data.validation_rows is not None and len(validation) > data.validation_rows:
+        validation = random.Random(0).sample(validation, data.validation_rows)
     _check_both(rows, data.train, "training")
     _check_both(validation, data.validation or data.train, "validation")
     wordings = space.wordings()

@@ -19,8 +19,9 @@ from guardrail.tokens import VerdictTokens
 from guardrail.training.llama_average import Average, AverageCallback
 from guardrail.training.llama_feed import Feed
 from guardrail.training.llama_hyper import LlamaHyper
-from guardrail.training.llama_validation import Validation
-from guardrail.training.packing import Pack, attention_mask, collate, log_likelihoods
+from guardrail.training.llama_validation import GOAL, Validation
+from guardrail.training.packing import Pack, collate, log_likelihoods
+from guardrail.training.tree_attention import tree_mask
 
 __all__ = ["GuardTrainer"]
 
@@ -55,7 +56,14 @@ class GuardTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def get_train_dataloader(self) -> DataLoader[Pack]:
         """The packs of this process; the accelerator has no part in sharing them out."""
-        return DataLoader(self.feed, batch_size=self.hyper.packs_per_device, collate_fn=self._collate, drop_last=True)
+        # A generator of its own: the loader takes one number, which would put dropout in a resumed run out of step.
+        return DataLoader(
+            self.feed,
+            batch_size=self.hyper.packs_per_device,
+            collate_fn=self._collate,
+            drop_last=True,
+            generator=torch.Generator(),
+        )
 
     def _collate(self, packs: list[Pack]) -> Any:
         return collate(packs, self.hyper.verdict_weight)
@@ -80,11 +88,10 @@ class GuardTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def _logits(self, model: Any, batch: Any) -> Tensor:
         """The logits (B, P, V) of the kept places."""
         keep = batch["keep"]
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
         logits: Tensor = model(
             input_ids=batch["input_ids"],
             position_ids=batch["position_ids"],
-            attention_mask=attention_mask(batch["ends"], dtype),
+            attention_mask=tree_mask(batch["ends"]),
             logits_to_keep=keep[0] if len(keep) == 1 else keep,
             use_cache=False,
         ).logits
@@ -98,7 +105,7 @@ class GuardTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             with self.average.applied():
                 margins = self._margins()
         metrics = self._validation.metrics(margins)
-        self.log(dict(metrics))
+        self.log({name: value for name, value in metrics.items() if name != GOAL})
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

@@ -32,7 +32,9 @@ def base_model(base: str, hyper: LlamaHyper) -> tuple[Any, Any]:
 def prepared(model: Any, tokenizer: Any, hyper: LlamaHyper) -> tuple[Any, Any]:
     """The model in training mode, with adapters and checkpointing as the hyper-parameters say, and its tokenizer."""
     if hyper.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Older versions of transformers have the second name only.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     model.config.use_cache = False
     if hyper.method != "full":
         model = _with_adapters(model, hyper)

@@ -45,6 +45,7 @@ def train_llama(config: TrainingConfig, data: Training, output: Path, *, resume:
         lambda number: data.sample(number, hyper.seed),
         data.validation,
         data.sampler,
+        config.result,
         hyper,
         output / _CHECKPOINTS,
         resume=resume,

@@ -20,10 +20,11 @@ from guardrail.training.llama_data import PackStream
 from guardrail.training.llama_feed import Feed
 from guardrail.training.llama_hyper import LlamaHyper
 from guardrail.training.llama_loop import GuardTrainer
-from guardrail.training.llama_validation import BEST, LOG_LOSS, Validation, own_policy
+from guardrail.training.llama_validation import BEST, GOAL, LOG_LOSS, Validation
 from guardrail.training.llama_view import Format
-from guardrail.training.policies import PolicySampler
+from guardrail.training.policies import PolicySampler, TrainingPolicy
 from guardrail.training.rows import Row
+from guardrail.training.tree_attention import tree_attention
 
 __all__ = ["Result", "fine_tune", "last_checkpoint"]
 
@@ -65,6 +66,7 @@ def fine_tune(
     rows_of_pass: Callable[[int], Sequence[Row]],
     validation_rows: Sequence[Row],
     sampler: PolicySampler,
+    judged_by: TrainingPolicy,
     hyper: LlamaHyper,
     folder: Path,
     *,
@@ -73,15 +75,15 @@ def fine_tune(
 ) -> Result:
     """Train `model` (see llama_model) and give it the weights of its best evaluation.
 
-    `rows_of_pass(n)` gives the rows of pass n, always the same ones. Checkpoints are written to `folder`; with
-    `resume` the last whole one is gone on from, and without it earlier ones are deleted. A run that was killed and
-    resumed sees the same packs and ends with the same weights. Without validation rows the last weights are the
-    result.
+    `rows_of_pass(n)` gives the rows of pass n, always the same ones; validation rows are shown under `judged_by`.
+    Checkpoints are written to `folder`; with `resume` the last whole one is gone on from, and without it earlier ones
+    are deleted. A run that was killed and resumed sees the same packs and ends with the same weights. Without
+    validation rows the last weights are the result.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", hyper.pack_tokens)
     format = Format(tokenizer, template, hyper.pack_tokens, min(hyper.pack_tokens, positions), explanation)
     stream = PackStream(format, rows_of_pass, sampler, seed=hyper.seed)
-    validation = Validation.make(format, validation_rows, own_policy(sampler))
+    validation = Validation.make(format, validation_rows, judged_by)
     arguments = _arguments(hyper, folder, bool(validation.packs))
     share = hyper.packs_per_device
     per_step = share * hyper.accumulation * arguments.world_size
@@ -95,7 +97,8 @@ def fine_tune(
         trainer.add_callback(_Saving(hyper.save_every))
     if validation.packs and hyper.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(hyper.patience))
-    _run(trainer, folder, per_step, resume)
+    with tree_attention(model):
+        _run(trainer, folder, per_step, resume)
     return _result(trainer, stream)
 
 
@@ -178,10 +181,11 @@ def _arguments(hyper: LlamaHyper, folder: Path, evaluated: bool) -> TrainingArgu
         save_steps=every,
         save_total_limit=2,
         load_best_model_at_end=evaluated,
-        metric_for_best_model=BEST if evaluated else None,
+        metric_for_best_model=GOAL if evaluated else None,
         greater_is_better=True if evaluated else None,
         logging_steps=logs,
         ignore_data_skip=True,
+        ddp_find_unused_parameters=False,
         restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
         report_to="none",

@@ -18,7 +18,7 @@ from torch import Tensor
 from guardrail.backends.llama_prefix import common_length
 from guardrail.training.answers import Answer, Step
 
-__all__ = ["Branch", "Pack", "attention_mask", "collate", "log_likelihoods", "pack"]
+__all__ = ["Branch", "Pack", "collate", "log_likelihoods", "pack"]
 
 # The matrix library of CPUs compiles a kernel for each new shape, so there are few of them.
 _LENGTHS = 64
@@ -168,14 +168,6 @@ def collate(packs: Sequence[Pack], verdict_weight: float = 1.0) -> dict[str, Ten
 
 def _up(number: int, step: int) -> int:
     return -(-number // step) * step
-
-
-def attention_mask(ends: Tensor, dtype: torch.dtype) -> Tensor:
-    """The additive mask (B, 1, L, L) of a batch's `ends`: 0 where a token is seen, else the lowest number."""
-    place = torch.arange(ends.shape[1], device=ends.device)
-    seen = (place <= place[:, None]) & (place[:, None] < ends[:, None, :])
-    mask = torch.zeros(seen.shape, dtype=dtype, device=ends.device)
-    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
 
 def log_likelihoods(logits: Tensor, batch: dict[str, Tensor], verdict: Tensor) -> Tensor:

@@ -44,6 +44,8 @@ def new_model(spec: ScratchSpec, tokenizer: PreTrainedTokenizerFast) -> LlamaFor
         num_key_value_heads=spec.heads,
         max_position_embeddings=spec.positions,
         tie_word_embeddings=True,
+        # The usual 0.02 is made for wider models: here it leaves attention flat for hundreds of steps.
+        initializer_range=spec.hidden**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

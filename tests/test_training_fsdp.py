@@ -1,0 +1,110 @@
+"""`guardrail train` by two processes, as `accelerate launch` starts them with the shipped configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from guardrail.loading import load
+from guardrail.prompting import Template
+from guardrail.taxonomy_yaml import dump
+from tests.tiny_guard import TAXONOMY, rows, settings, tiny_checkpoint
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
+LAUNCH += ["--config_file", str(ROOT / "configs" / "accelerate-fsdp.yaml")]
+COMMANDS = {
+    "one": [sys.executable, "-m", "guardrail"],
+    "copies": [*LAUNCH, "-m", "guardrail"],
+    "shards": [*LAUNCH, str(ROOT / "tests" / "train_sharded.py")],
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Configurations of the same run, by how many processes make it."""
+
+    folder: Path
+    one: Path
+    two: Path
+
+    def run(self, way: str, *options: str) -> dict[str, Any]:
+        """The summary of `guardrail train`."""
+        config = self.one if way == "one" else self.two
+        command = [*COMMANDS[way], "train", str(config), "-o", str(self.folder / way), "--json", *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def metrics(self, way: str) -> list[dict[str, float]]:
+        """What the run logged."""
+        text = (self.folder / way / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    folder = tmp_path_factory.mktemp("processes")
+    torch.manual_seed(0)
+    model, tokenizer = tiny_checkpoint(Template.load("llama-guard-3"))
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    files = {"one": 2, "two": 1}
+    for name, packs in files.items():
+        data = settings(folder, scratch=None, base=str(folder / "base"), template="llama-guard-3")
+        data["train"] |= {"packs_per_device": packs, "steps": 12, "evaluate_every": 6, "learning_rate": 3e-3}
+        (folder / f"{name}.yaml").write_text(dump(data), encoding="utf-8")
+    found = Place(folder, folder / "one.yaml", folder / "two.yaml")
+    found.run("one")
+    return found
+
+
+@pytest.mark.parametrize("way", ["copies", "shards"])
+def test_two_processes_come_to_the_same_as_one(place: Place, way: str) -> None:
+    summary = place.run(way)
+    # The whole step's weights divide the loss, so the sums differ in their order alone.
+    found, expected = place.metrics(way), place.metrics("one")
+    assert [entry["step"] for entry in found] == [6, 6, 12, 12]
+    for entry, other in zip(found, expected, strict=True):
+        assert entry == pytest.approx(other, rel=1e-3)
+    checkpoint = place.folder / way / "checkpoints" / "checkpoint-12"
+    if way == "shards":
+        assert (checkpoint / "pytorch_model_fsdp.bin").is_file()
+    weights, others = (load_file(place.folder / name / "model" / "model.safetensors") for name in (way, "one"))
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], atol=2e-3, rtol=0, msg=name)
+    texts = [row["text"] for row in rows(20, seed=7)]
+    with load(place.folder / way / "model") as guard, load(place.folder / "one" / "model") as other_guard:
+        assert guard.taxonomy.digest == TAXONOMY.digest
+        assert guard.backend.name == summary["name"]
+        scores = [decision.score for decision in guard.check_many(texts)]
+        assert scores == pytest.approx([decision.score for decision in other_guard.check_many(texts)], abs=0.02)
+
+
+def test_a_run_in_shards_resumes(place: Place) -> None:
+    out = place.folder / "shards"
+    whole = load_file(out / "model" / "model.safetensors")
+    expected = place.metrics("shards")
+    for after in ("checkpoint-12", None):
+        # Killed after the first evaluation; then after the last one, before the model was written.
+        if after is not None:
+            shutil.rmtree(out / "checkpoints" / after)
+        for part in ("model", "report"):
+            shutil.rmtree(out / part)
+        place.run("shards", "--resume")
+        assert place.metrics("shards") == expected
+        weights = load_file(out / "model" / "model.safetensors")
+        assert all(torch.equal(value, whole[name]) for name, value in weights.items())
