@@ -20,14 +20,17 @@ from guardrail.resources import folder
 from guardrail.taxonomy import Taxonomy
 from guardrail.tokens import TextTokenizer
 from guardrail.training import encoder_run
-from guardrail.training.config import TrainingConfig, parse_config
+from guardrail.training.config import TrainingConfig, parse_config, read_config
 from guardrail.training.data import load_data
 from guardrail.training.encoder_batches import EncoderPolicies, Renderer
+from guardrail.training.encoder_export import export_encoder
+from guardrail.training.encoder_hyper import Hyper
 from guardrail.training.encoder_model import EncoderModel
 from guardrail.training.encoder_rehearsal import Rehearsal, written_texts
 from guardrail.training.encoder_run import open_start, train_encoder
 from guardrail.training.encoder_trainer import Trainer
 from guardrail.training.labelled import LabelSpace
+from guardrail.training.onnx_weights import read_model
 from guardrail.training.outcome import Trained
 from guardrail.training.policies import PolicySampler
 from guardrail.training.rows import Row
@@ -104,6 +107,11 @@ def test_the_result_is_a_guard_with_its_own_taxonomy(tmp_path: Path, base: Path)
     assert facts["base"] == f"tiny@{start['digest']}"
     assert facts["taxonomy_digest"] == Taxonomy.load(tmp_path / "shop.yaml").digest
     assert (tmp_path / "out" / "model" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    # `guardrail export --onnx` writes the same model from the run's checkpoint.
+    (tmp_path / "out" / "config.yaml").write_text(taxonomy_yaml.dump(dict(config.raw)), encoding="utf-8")
+    assert export_encoder(tmp_path / "out", tmp_path / "exported").startswith("shop-guard@")
+    for name in ("model.onnx", "vectors.npy", "taxonomy.yaml"):
+        assert (tmp_path / "exported" / name).read_bytes() == (tmp_path / "out" / "model" / name).read_bytes()
 
 
 class _KilledError(Exception):
@@ -161,6 +169,25 @@ def texts_logits(model: EncoderModel, rehearsal: Rehearsal) -> torch.Tensor:
     return logits
 
 
+def test_rehearsal_keeps_what_the_model_judged(tmp_path: Path, base: Path) -> None:
+    config = config_of(tmp_path, base, passes=4)
+    data = load_data(config)
+    hyper = config.train
+    assert isinstance(hyper, Hyper)
+    changes = []
+    for rehearsed in (True, False):
+        torch.manual_seed(1)
+        model = read_model(base / "model.onnx")
+        renderer = Renderer(TextTokenizer.from_json((base / "tokenizer.json").read_text(encoding="utf-8")))
+        rehearsal = Rehearsal(model, renderer, written_texts(60, 1), hyper)
+        before = texts_logits(model, rehearsal)
+        policies = EncoderPolicies(data.sampler, renderer, hyper.category_tokens)
+        trainer = Trainer(model, renderer, policies, hyper, rehearsal if rehearsed else None)
+        trainer.train(lambda number: data.sample(number, 1), lambda _: True)
+        changes.append(float((texts_logits(trainer.averaged(), rehearsal) - before).abs().mean()))
+    assert changes[0] < 0.5 * changes[1]
+
+
 def test_our_texts_are_of_all_files_and_the_same_for_a_seed() -> None:
     texts = written_texts(140, 3)
     assert len(set(texts)) == len(texts) == 140
@@ -193,3 +220,10 @@ def test_validation_rows_of_one_verdict_are_refused(tmp_path: Path, base: Path) 
     rows = [Row("s", Conversation.parse("bake a cake"), 0.0), Row("s", Conversation.parse("lemon"), -1.0)]
     with pytest.raises(InputError, match="all safe"):
         encoder_run._Validation(renderer, policy, rows)
+
+
+def test_the_example_configuration_is_read() -> None:
+    config = read_config(Path(__file__).parents[1] / "configs" / "encoder-own-policy.yaml", [Path("rows.jsonl")])
+    assert config.kind == "encoder"
+    assert config.base == "embedded"
+    assert isinstance(config.train, Hyper)

@@ -94,3 +94,25 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph), str(tmp_path / "other.onnx"))
     with pytest.raises(ModelError, match=r"no constant 'words\.weight'"):
         read_model(tmp_path / "other.onnx")
+
+
+def test_small_steps_from_bytes_outlive_writing_them_again(tmp_path: Path) -> None:
+    model = tiny_model()
+    write_graph(model, tmp_path / "start.onnx")
+    start, trained = read_model(tmp_path / "start.onnx"), read_model(tmp_path / "start.onnx")
+    write_graph(start, tmp_path / "unmoved.onnx", dithered=True)
+    assert (tmp_path / "unmoved.onnx").read_bytes() == (tmp_path / "start.onnx").read_bytes()
+    name = "layers.0.up.weight"
+    before, weight = start.state_dict()[name], trained.state_dict()[name]
+    level = before.abs().amax(dim=1, keepdim=True) / 127
+    # The largest of a row stays, so that the levels do.
+    step = torch.where(before.abs() < before.abs().amax(dim=1, keepdim=True), 0.2 * level, 0.0)
+    weight += step
+    moves = {}
+    for dithered in (False, True):
+        write_graph(trained, tmp_path / "again.onnx", dithered=dithered)
+        moved = (read_model(tmp_path / "again.onnx").state_dict()[name] - before) / level
+        assert float(moved.abs().max()) < 1.01
+        moves[dithered] = float(moved.mean())
+    assert moves[False] == pytest.approx(0, abs=1e-4)
+    assert moves[True] == pytest.approx(0.2, abs=0.03)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -11,8 +10,7 @@ import torch
 from guardrail.backends.encoder import EncoderBackend
 from guardrail.errors import InputError, UsageError
 from guardrail.training.config import read_config
-from guardrail.training.encoder_run import open_start
-from guardrail.training.export import export
+from guardrail.training.encoder_run import export_trained, open_start
 from guardrail.training.model_folder import replaced
 
 __all__ = ["export_encoder"]
@@ -38,11 +36,5 @@ def export_encoder(run: Path, output: Path) -> str:
     except Exception as error:  # torch raises errors of many kinds for a file that is not its own
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot be read: {reason}", file=str(checkpoint)) from None
-    date, taxonomy = datetime.now(UTC).date().isoformat(), config.result.taxonomy
-    replaced(
-        output,
-        lambda new: export(
-            start.model.eval(), start.tokenizer, new, model_id=config.id, date=date, taxonomy=taxonomy, base=start.base
-        ),
-    )
+    replaced(output, lambda new: export_trained(start, start.model.eval(), config, new))
     return EncoderBackend(output).name

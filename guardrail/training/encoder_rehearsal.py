@@ -1,9 +1,9 @@
 """Keeps a model that learns a team's own policy from forgetting the rest: it rehearses what it judged before.
 
-Beside each batch of the team's rows goes a batch of texts of our own under shipped taxonomies; there the model is held
-to the category logits that it had at the start (learning without forgetting, Li & Hoiem 2016, with texts of our own in
-place of the new task's alone). No label is needed, and no text that the shipped model was trained on need be at hand
-but ours.
+Beside each batch of the team's rows goes a smaller one of texts of our own, under a part of a shipped taxonomy. There
+the model is held to the category logits that it had at the start (learning without forgetting, Li & Hoiem 2016, with
+texts of our own in place of the new task's alone). No label is needed, and no text that the shipped model was trained
+on need be at hand but ours.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ __all__ = ["Rehearsal", "written_texts"]
 
 TAXONOMIES = (DEFAULT, "llama-guard-3", "aegis-2", "openai-moderation", "canonical")
 _DEFAULT_SHARE = 0.5
+# What a category says of a text does not depend on the other categories, so a few at a time are as good as all.
+_CATEGORIES = 6
+_SMALLER = 2
 # Half of a logit is a difference that seldom changes an order; beyond it the loss grows with the distance alone, so
 # that a few texts that the new labels pull away do not rule the gradient.
 _DELTA = 0.5
@@ -53,35 +56,41 @@ class Rehearsal:
         ids = [renderer.shortened(renderer.conversation(text), hyper.max_tokens) for text in texts]
         order = list(range(len(ids)))
         chosen.shuffle(order)
-        self._batches = list(batches(ids, order, hyper.tokens_per_batch, renderer.separator, chosen))
+        self._batches = list(batches(ids, order, hyper.tokens_per_batch // _SMALLER, renderer.separator, chosen))
         self._separator = renderer.separator
         self._policies = {name: _policy(name, renderer, hyper.category_tokens) for name in TAXONOMIES}
-        self._vectors: dict[str, Tensor] = {}
+        self._vectors: dict[tuple[int, ...], Tensor] = {}
 
     def batch(self, step: int) -> tuple[Policy, Batch]:
         """What is rehearsed at a step: the same for the same seed."""
         chosen = random.Random(f"{self._seed} rehearsal {step}")
         name = DEFAULT if chosen.random() < _DEFAULT_SHARE else chosen.choice(TAXONOMIES)
-        return self._policies[name], self._batches[step % len(self._batches)]
+        whole = self._policies[name]
+        kept = chosen.sample(range(len(whole.texts)), min(_CATEGORIES, len(whole.texts)))
+        part = Policy(name, tuple(whole.hazards[at] for at in kept), tuple(whole.texts[at] for at in kept))
+        return part, self._batches[step % len(self._batches)]
 
-    def loss(self, model: EncoderModel, policy: Policy, batch: Batch, vectors: Tensor) -> Tensor:
-        """How far the model's category and verdict logits are from the first ones, in squared logits; `vectors` (C, D)
-        are the model's own."""
+    def loss(self, model: EncoderModel, policy: Policy, batch: Batch) -> Tensor:
+        """How far the model's category and verdict logits are from the first ones, in squared logits."""
         inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        # With dropout the loss would not be 0 where nothing has changed, and would itself pull the model away.
+        model.eval()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             with torch.no_grad():
                 wanted, _ = self._teacher(*inputs, self._teacher_vectors(policy))
-            found, _ = model(*inputs, vectors)
+            found, _ = model(*inputs, model.vectors(*self._padded(policy.texts)))
         categories = functional.huber_loss(found, wanted, delta=_DELTA)
         verdicts = functional.huber_loss(model.verdict(found), self._teacher.verdict(wanted), delta=_DELTA)
         return categories + verdicts
 
     @torch.no_grad()
     def _teacher_vectors(self, policy: Policy) -> Tensor:
-        if policy.name not in self._vectors:
-            input_ids, mask, _ = pad(policy.texts, self._separator)
-            self._vectors[policy.name] = self._teacher.vectors(input_ids, mask)
-        return self._vectors[policy.name]
+        if new := [text for text in policy.texts if text not in self._vectors]:
+            self._vectors |= zip(new, self._teacher.vectors(*self._padded(new)).unbind(), strict=True)
+        return torch.stack([self._vectors[text] for text in policy.texts])
+
+    def _padded(self, texts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        return pad(texts, self._separator)[:2]
 
 
 def _policy(name: str, renderer: Renderer, longest: int) -> Policy:

@@ -38,7 +38,7 @@ from guardrail.training.onnx_weights import read_model
 from guardrail.training.outcome import Trained
 from guardrail.training.rows import Row, targets
 
-__all__ = ["Start", "open_start", "train_encoder"]
+__all__ = ["Start", "export_trained", "open_start", "train_encoder"]
 
 _CHECKPOINT = Path("checkpoints") / "encoder.pt"
 _METRICS = "metrics.jsonl"
@@ -97,15 +97,23 @@ def train_encoder(config: TrainingConfig, data: Training, output: Path, resume: 
         run.evaluate(0)
     cut = [len(renderer.conversation(row.conversation)) > hyper.max_tokens for row in data.rows]
     trainer.train(lambda number: data.sample(number, hyper.seed), run.evaluate)
-    date = datetime.now(UTC).date().isoformat()
     model = run.best_model()
-    replaced(
-        output / "model",
-        lambda new: export(
-            model, start.tokenizer, new, model_id=config.id, date=date, taxonomy=config.result.taxonomy, base=start.base
-        ),
-    )
+    replaced(output / "model", lambda new: export_trained(start, model, config, new))
     return Trained(run.best["step"], trainer.steps, run.best["metrics"], {"texts cut in training": sum(cut)})
+
+
+def export_trained(start: Start, model: EncoderModel, config: TrainingConfig, folder: Path) -> None:
+    """Write the model that training made from a start, with the taxonomy of the result and no calibration."""
+    export(
+        model,
+        start.tokenizer,
+        folder,
+        model_id=config.id,
+        date=datetime.now(UTC).date().isoformat(),
+        taxonomy=config.result.taxonomy,
+        base=start.base,
+        dithered=start.trained,
+    )
 
 
 def _rehearsal(start: Start, renderer: Renderer, hyper: Hyper) -> Rehearsal | None:

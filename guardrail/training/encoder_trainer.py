@@ -156,10 +156,7 @@ class Trainer:
         category_loss = _masked(each, (categories >= 0) * emphasis * weights[:, None])
         loss = verdict_loss + hyper.category_loss * category_loss
         if self.rehearsal is not None:
-            kept_policy, rehearsed = self.rehearsal.batch(self._steps)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                found = self._text_vectors(kept_policy)
-            loss = loss + hyper.rehearsal * self.rehearsal.loss(model, kept_policy, rehearsed, found)
+            loss = loss + hyper.rehearsal * self.rehearsal.loss(model, *self.rehearsal.batch(self._steps))
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         self.optimizer.step()

@@ -46,17 +46,17 @@ _MINILM = Base("all-MiniLM-L6-v2", BASE_SHA256)
 
 def export(
     model: EncoderModel, tokenizer: Path, output: Path, *, model_id: str, date: str, levels: float = 127.0,
-    taxonomy: Taxonomy | None = None, base: Base = _MINILM,
+    taxonomy: Taxonomy | None = None, base: Base = _MINILM, dithered: bool = False,
 ) -> None:  # fmt: skip
     """Write model.onnx (8-bit), tokenizer.json, config.json, and vectors.npy (default taxonomy); no calibration.
 
     With `taxonomy`, that one is the folder's default, and is written beside the weights; without, it is the shipped
-    default, and ModelError is raised when the files are too large to ship.
+    default, and ModelError is raised when the files are too large to ship. `dithered`: see `write_graph`.
     """
     shown = taxonomy or Taxonomy.load(DEFAULT)
     output.mkdir(parents=True, exist_ok=True)
     graph = output / "model.onnx"
-    write_graph(model, graph, int8=True, levels=levels)
+    write_graph(model, graph, int8=True, levels=levels, dithered=dithered)
     (output / "tokenizer.json").write_text(_plain_tokenizer(tokenizer), encoding="utf-8")
     config = {
         "format": _FORMAT,

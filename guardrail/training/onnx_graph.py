@@ -24,13 +24,26 @@ _OPSET = 17
 _MICROSOFT = "com.microsoft"
 _LEVELS = 127.0
 """The largest 8-bit weight."""
+# Nearer to a level than this, in levels, is on it.
+_UNMOVED = 1e-4
 
 
 def write_graph(
-    model: EncoderModel, file: Path, *, int8: bool = True, levels: float = _LEVELS, longest: int = 256
+    model: EncoderModel,
+    file: Path,
+    *,
+    int8: bool = True,
+    levels: float = _LEVELS,
+    longest: int = 256,
+    dithered: bool = False,
 ) -> None:
-    """Write the model; with `int8` the encoder's matrices and embeddings take 8 bits, else they stay float32."""
-    graph = _Graph(int8, levels, longest)
+    """Write the model; with `int8` the encoder's matrices and embeddings take 8 bits, else they stay float32.
+
+    `dithered` is for a model that was read from 8 bits and then trained: most of its weights moved by less than half a
+    level, and each would be rounded back to where it came from. So a weight between two levels takes the upper one as
+    often as it is near to it, by chance with a fixed seed; one that did not move stays where it was.
+    """
+    graph = _Graph(int8, levels, longest, np.random.default_rng(0) if dithered else None)
     _body(graph, model)
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
               for name in ("input_ids", "attention_mask", "token_type_ids")]  # fmt: skip
@@ -50,8 +63,9 @@ def write_graph(
 class _Graph:
     """Nodes and weights in the order in which they are added."""
 
-    def __init__(self, int8: bool, levels: float, longest: int) -> None:
+    def __init__(self, int8: bool, levels: float, longest: int, chosen: np.random.Generator | None) -> None:
         self.int8 = int8
+        self.chosen = chosen
         self.longest = longest
         self.levels = levels
         self.nodes: list[Any] = []
@@ -76,7 +90,7 @@ class _Graph:
         weight = linear.weight.detach().float().numpy()
         if not (self.int8 and int8):
             return self.add("MatMul", [value, self.constant(f"{name}.weight", weight.T)], name)
-        small, scales = _eight_bits(weight, self.levels)
+        small, scales = _eight_bits(weight, self.levels, self.chosen)
         inputs = [value, self.constant(f"{name}.weight", small.T), self.constant(f"{name}.scales", scales[:, 0])]
         return self.fused("DynamicQuantizeMatMul", inputs, name)
 
@@ -97,11 +111,18 @@ class _Graph:
         return self.fused("SkipLayerNormalization", inputs, name, epsilon=norm.eps)
 
 
-def _eight_bits(weight: NDArray[np.float32], levels: float) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """The matrix (N, K) as bytes, and one scale per row (N, 1)."""
+def _eight_bits(
+    weight: NDArray[np.float32], levels: float, chosen: np.random.Generator | None = None
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The matrix (N, K) as bytes, and one scale per row (N, 1); with `chosen` it is rounded by chance."""
     scales = np.abs(weight).max(axis=1, keepdims=True) / levels
     scales[scales == 0] = 1.0
-    return np.rint(weight / scales).astype(np.int8), scales.astype(np.float32)
+    values = weight / scales
+    nearest = np.rint(values)
+    if chosen is not None:
+        moved = np.abs(values - nearest) > _UNMOVED
+        nearest = np.where(moved, np.floor(values + chosen.random(values.shape)), nearest)
+    return nearest.astype(np.int8), scales.astype(np.float32)
 
 
 def _body(graph: _Graph, model: EncoderModel) -> None:
