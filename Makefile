@@ -12,7 +12,7 @@ OUT ?= runs/embedded
 export GUARDRAIL_DATA := $(DATA)
 export GUARDRAIL_TOKENIZERS := $(TOKENIZERS)
 
-.PHONY: setup check test build train-embedded evaluate bench
+.PHONY: setup check test build train-embedded train-llama evaluate bench
 
 setup:            ## a virtual environment with everything that developing needs
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,13 @@ build:            ## the wheel and the source distribution, in dist/
 
 train-embedded:   ## train, export and describe the embedded model: make train-embedded DATA=…
 	ONEDNN_PRIMITIVE_CACHE_CAPACITY=8192 $(BIN)/python -m guardrail.training.embedded --data "$(DATA)" --base "$(BASE)" --config configs/train-embedded.yaml -o "$(OUT)"
+
+prepared/train.jsonl:
+	$(BIN)/python -m guardrail.training.prepare --data "$(DATA)" -o prepared
+	ln -sfn "$(BASE)" prepared/words
+
+train-llama: prepared/train.jsonl  ## a small Llama from nothing: make train-llama DATA=… OUT=runs/llama
+	$(BIN)/guardrail train configs/llama-scratch.yaml -o "$(OUT)" --suite openai-moderation --suite toxic-chat --suite-data "$(DATA)"
 
 evaluate:         ## the report on five public sets, in OUT/evaluation: make evaluate DATA=… OUT=…
 	$(BIN)/guardrail eval openai-moderation toxic-chat xstest hatecheck beavertails --adaptation all --data "$(DATA)" -o "$(OUT)/evaluation"

@@ -20,7 +20,7 @@ from guardrail.guard import Guard
 from guardrail.prompting import PromptBuilder, Template
 from guardrail.taxonomy import Taxonomy
 from guardrail.tokens import TextTokenizer
-from guardrail.training.embedded import load_checkpoint, train
+from guardrail.training.embedded import average_runs, load_checkpoint, train
 from guardrail.training.encoder_batches import EncoderPolicies, Renderer, batches, pad, target_tensors
 from guardrail.training.encoder_finish import finish, read_recipe
 from guardrail.training.encoder_model import EncoderConfig, EncoderModel
@@ -104,21 +104,31 @@ def test_trains_exports_and_describes(tmp_path: Path, tokenizer_file: Path) -> N
                   "head_rate": 5e-3, "learning_rate": 1e-3, "average": 0.5},
         "sources": {"wildguard_aegis": {"rows": 100}, "aegis2": {"rows": 100, "repeat": 2, "weight": 0.5}},
         "domains": {"prompts": ["wildguard_aegis"]},
+        "runs": [{"seed": 1}, {"seed": 2, "sources": {"aegis2": {"rows": 10}}}],
     }  # fmt: skip
     table = HazardTable.read(CONFIGS / "hazards.yaml")
     mix = read_mix(tmp_path, table, config["sources"], config["held_out"])
     validation = Validation.make(mix.held_out, config["domains"], tmp_path)
-    train(mix, table, validation, tiny_model(), tokenizer_file.parent, config, run)
+    for number in (1, 2):
+        train(mix, table, validation, tiny_model(), tokenizer_file.parent, config, number, run)
+    average_runs([run / "checkpoint-1.pt", run / "checkpoint-2.pt"], run)
     model = load_checkpoint(run / "checkpoint.pt", CONFIG)
+    first, second = (load_checkpoint(run / f"checkpoint-{number}.pt", CONFIG).state_dict() for number in (1, 2))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, (first[name] + second[name]) / 2)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
     recipe = read_recipe(config["calibration"])
     report = finish(model, tokenizer_file, mix, validation, run, "tiny", "2026-01-01", recipe)
     assert abs(report["int8"]["macro"] - report["float32"]["macro"]) <= 0.005
     assert report["obedience"]["reordered_largest_change"] < 1e-5
     assert report["obedience"]["recoded_largest_change"] == 0
-    steps = [json.loads(line)["step"] for line in (run / "validation.jsonl").read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in (run / "validation-1.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
 
-    report |= {"config": config, "trained": json.loads((run / "training.json").read_text())}
+    trained = json.loads((run / "training.json").read_text())
+    assert [entry["best_step"] in steps for entry in trained["runs"]] == [True, True]
+    trained["validation"] = {"development": 0.5}
+    report |= {"config": config, "trained": trained}
     (run / "report.json").write_text(json.dumps(report))
     (run / "manifest.json").write_text(json.dumps(mix.manifest))
     write_card(run)

@@ -45,7 +45,7 @@ def report(*names: str) -> dict[str, Any]:
         "held_out_rows": 321,
         "int8": {"prompts": 0.81, "macro": 0.82},
         "float32": {"prompts": 0.83, "macro": 0.84},
-        "trained": {"best_step": 7, "validation": {"development": 0.71}},
+        "trained": {"runs": [{"best_step": 7}, {"best_step": 9}], "validation": {"development": 0.71}},
         "obedience": {"rows": 12, "not_judged": 0, "categories": {"G8": entry}, **changes},
     }
 

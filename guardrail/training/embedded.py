@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from guardrail.tokens import TextTokenizer
-from guardrail.training.embedded_config import read_config
+from guardrail.training.embedded_config import merged, read_config
 from guardrail.training.encoder_batches import DEFAULT, EncoderPolicies, Renderer
 from guardrail.training.encoder_finish import finish, read_recipe
 from guardrail.training.encoder_hyper import Hyper
@@ -29,7 +29,7 @@ from guardrail.training.model_card import write_card
 from guardrail.training.policies import PolicyChanges, PolicySampler
 from guardrail.training.withheld import remaining_labels, withheld_hazards, withhold
 
-__all__ = ["main", "train"]
+__all__ = ["average_runs", "load_checkpoint", "main", "train"]
 
 # How often a step sees a part of its policy only.
 _DROP = 0.4
@@ -42,68 +42,105 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--config", type=Path, default=CONFIGS / "train-embedded.yaml")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the run's files")
+    parser.add_argument("--run", type=int, metavar="N", help="make the Nth run only, beside other processes")
     parser.add_argument("--export-only", action="store_true", help="export the output folder's checkpoint again")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     config = _config(options.config, options.output / "config.json", again=options.export_only)
+    if options.run is not None and not 1 <= options.run <= len(config["runs"]):
+        parser.error(f"--run {options.run}: the configuration has the runs 1 to {len(config['runs'])}")
     table = HazardTable.read(CONFIGS / "hazards.yaml")
     without = withheld_hazards(config.get("without", ()))
     mix = withhold(read_mix(options.data, table, config["sources"], config["held_out"]), without)
     _write(options.output / "manifest.json", mix.manifest)
     validation = Validation.make(mix.held_out, config["domains"], options.data)
-    torch.manual_seed(config["hyper"]["seed"])
     if not options.export_only:
-        train(mix, table, validation, EncoderModel.from_base(options.base), options.base, config, options.output)
+        numbers = range(1, len(config["runs"]) + 1)
+        for number in numbers if options.run is None else [options.run]:
+            if not (options.output / _checkpoint(number)).is_file():
+                # All runs start from the same weights: only then does the mean of what they end at make sense.
+                torch.manual_seed(config["runs"][0]["seed"])
+                start = EncoderModel.from_base(options.base)
+                train(mix, table, validation, start, options.base, config, number, options.output)
+        if options.run is not None:
+            return
+        average_runs([options.output / _checkpoint(number) for number in numbers], options.output)
     model = load_checkpoint(options.output / "checkpoint.pt", EncoderConfig())
+    renderer, sampler = _policies(table, config, Hyper(**config["hyper"]), options.base)
+    trained = json.loads((options.output / "training.json").read_text(encoding="utf-8"))
+    trained["validation"] = validation.measure(model, renderer, sampler.shipped[DEFAULT])
     date = datetime.now(UTC).date().isoformat()
     recipe = read_recipe(config["calibration"])
     tokenizer = options.base / "tokenizer.json"
     report = finish(model, tokenizer, mix, validation, options.output, config["id"], date, recipe)
     report["config"] = config
-    report["trained"] = json.loads((options.output / "training.json").read_text(encoding="utf-8"))
+    report["trained"] = trained
     _write(options.output / "report.json", report)
     write_card(options.output)
 
 
 def train(
     mix: Mix, table: HazardTable, validation: Validation, model: EncoderModel, base: Path, config: Mapping[str, Any],
-    output: Path,
+    number: int, output: Path,
 ) -> None:  # fmt: skip
-    """Trains the model; writes checkpoint.pt (the step that validated best), validation.jsonl and training.json.
+    """Makes run N of the configuration; writes validation-N.jsonl and, at the end, checkpoint-N.pt: the best step.
 
     With `without` in the configuration the mix is expected to be without these hazards too (`withheld.withhold`).
     """
-    hyper = Hyper(**config["hyper"])
+    run = config["runs"][number - 1]
+    seed = run["seed"]
+    mix = mix.with_amounts(merged(config["sources"], run.get("sources", {})))
+    torch.manual_seed(seed)
+    hyper = Hyper(**config["hyper"], seed=seed)
+    renderer, sampler = _policies(table, config, hyper, base)
+    trainer = Trainer(model, renderer, sampler, hyper)
+    best: dict[str, Any] = {"found": {"goal": 0.0}}
+    log = output / f"validation-{number}.jsonl"
+    log.unlink(missing_ok=True)
+    started = time.monotonic()
+
+    def evaluate(step: int) -> bool:
+        found = validation.measure(trainer.averaged(), renderer, sampler.shipped[DEFAULT])
+        if found["goal"] > best["found"]["goal"]:
+            weights = {name: value.clone() for name, value in trainer.average.items()}
+            best.update(weights=weights, step=step, found=found)
+        line = json.dumps({"step": step, **{name: round(value, 4) for name, value in found.items()}})
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+        print(f"run {number} {line}", file=sys.stderr, flush=True)
+        return True
+
+    trainer.train(lambda turn: mix.sample(turn, seed), evaluate)
+    torch.save({**best, "seconds": round(time.monotonic() - started)}, output / _checkpoint(number))
+
+
+def average_runs(files: Sequence[Path], output: Path) -> None:
+    """Writes the mean of the runs' weights as checkpoint.pt, and training.json with their steps, scores and times."""
+    runs = [torch.load(file, weights_only=True) for file in files]
+    weights = {
+        name: torch.stack([run["weights"][name].float() for run in runs]).mean(dim=0) for name in runs[0]["weights"]
+    }
+    torch.save({"weights": weights}, output / "checkpoint.pt")
+    steps = [{"best_step": run["step"], "validation": run["found"], "seconds": run["seconds"]} for run in runs]
+    trained = {
+        "runs": steps, "seconds": sum(run["seconds"] for run in runs), "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }  # fmt: skip
+    _write(output / "training.json", trained)
+
+
+def _policies(
+    table: HazardTable, config: Mapping[str, Any], hyper: Hyper, base: Path
+) -> tuple[Renderer, EncoderPolicies]:
     renderer = Renderer(TextTokenizer.from_json((base / "tokenizer.json").read_text(encoding="utf-8")))
     space = remaining_labels(withheld_hazards(config.get("without", ())))
     wordings = {name: texts for name, texts in table.wordings.items() if name in space.everything}
     policies = PolicySampler(space, config["policies"], PolicyChanges(drop_unviolated=_DROP), wordings)
-    sampler = EncoderPolicies(policies, renderer, hyper.category_tokens)
-    trainer = Trainer(model, renderer, sampler, hyper)
-    best = [0.0]
-    trained: dict[str, Any] = {}
-    (output / "validation.jsonl").unlink(missing_ok=True)
-    started = time.monotonic()
+    return renderer, EncoderPolicies(policies, renderer, hyper.category_tokens)
 
-    def evaluate(step: int) -> bool:
-        averaged = trainer.averaged()
-        found = validation.measure(averaged, renderer, sampler.shipped[DEFAULT])
-        if found["goal"] > best[0]:
-            best[0] = found["goal"]
-            torch.save({"weights": trainer.average, "step": step, "found": found}, output / "checkpoint.pt")
-            trained.update({"best_step": step, "validation": found})
-            _write(output / "training.json", trained)
-        line = json.dumps({"step": step, **{name: round(value, 4) for name, value in found.items()}})
-        with (output / "validation.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
-        print(line, file=sys.stderr, flush=True)
-        return True
 
-    trainer.train(lambda number: mix.sample(number, hyper.seed), evaluate)
-    trained.update(
-        {"seconds": round(time.monotonic() - started), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    )
-    _write(output / "training.json", trained)
+def _checkpoint(number: int) -> str:
+    return f"checkpoint-{number}.pt"
 
 
 def load_checkpoint(file: Path, config: EncoderConfig) -> EncoderModel:

@@ -10,7 +10,7 @@ import yaml
 
 from guardrail.errors import InputError
 
-__all__ = ["read_config"]
+__all__ = ["merged", "read_config"]
 
 _EXTENDS = "extends"
 
@@ -41,15 +41,16 @@ def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(other, str):
         raise InputError(f"expected the name of a file, got {other!r}", file=str(file), field=_EXTENDS)
-    return _merged(_read(file.parent / other, (*seen, place)), values)
+    return merged(_read(file.parent / other, (*seen, place)), values)
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `base` with those of `over` on top, as `read_config` puts them together."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
         if value is None:
             result.pop(key, None)
         else:
-            result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+            result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ class Mix:
         """The rows of pass `number`: unsafe and safe rows of a source in equal parts as far as both are there."""
         return sample(self.train, self.amounts, number, seed)
 
+    def with_amounts(self, amounts: Mapping[str, Mapping[str, float]]) -> Mix:
+        """The same rows in other amounts; of the sources that are read."""
+        return replace(self, amounts=_amounts(amounts, self.train))
+
 
 def read_mix(data: Path, hazards: HazardTable, amounts: Mapping[str, Mapping[str, float]], share: float) -> Mix:
     """All configured sources without evaluation texts and repetitions; `share` of each is held out."""
@@ -48,8 +52,11 @@ def read_mix(data: Path, hazards: HazardTable, amounts: Mapping[str, Mapping[str
         apart.extend(kept_apart)
         manifest.append({**asdict(report), "held_out": len(kept_apart), "training": len(train[name])})
         print(f"{name}: {report.kept} of {report.read} rows", file=sys.stderr, flush=True)
-    read = {name: Amount(**{key: _number(value) for key, value in amounts[name].items()}) for name in train}
-    return Mix(train, apart, manifest, read)
+    return Mix(train, apart, manifest, _amounts(amounts, train))
+
+
+def _amounts(amounts: Mapping[str, Mapping[str, float]], known: Iterable[str]) -> dict[str, Amount]:
+    return {name: Amount(**{key: _number(value) for key, value in amounts[name].items()}) for name in known}
 
 
 def _number(value: float) -> Any:

@@ -23,15 +23,16 @@ def validation(report: Found) -> str:
     rows = [(name, number(report["int8"][name]), number(report["float32"][name])) for name in (*domains, "macro")]
     trained = report["trained"]
     development = trained["validation"].get("development", float("nan"))
+    steps = " and ".join(str(run["best_step"]) for run in trained["runs"])
     return f"""
 ## Held-out rows
 
 {report["held_out_rows"]} rows that were held out of the training sources, at most 300 of each. Average precision of the
-verdict in each group of sources (`domains` in the configuration), as shipped and in 32 bits. The checkpoint of step
-{trained["best_step"]} was chosen by the mean of `macro` and the average precision on a development set:
-ToxicChat's human-written training prompts, which were not trained on, without those that its test set repeats
-({development:.3f} there). That choice may favour ToxicChat's test set a little. Calibration and thresholds were fitted
-on the held-out rows.
+verdict in each group of sources (`domains` in the configuration), as shipped and in 32 bits. The model is the mean of
+the weights of {len(trained["runs"])} training run(s), each at its best step ({steps}) by the mean of `macro` and the
+average precision on a development set: ToxicChat's human-written training prompts, which were not trained on, without
+those that its test set repeats ({development:.3f} there). That choice may favour ToxicChat's test set a little.
+Calibration and thresholds were fitted on the held-out rows.
 
 {table(("group", "8-bit", "32-bit"), rows)}"""
 

@@ -25,7 +25,7 @@ from guardrail.training.model_card import write_card
 __all__ = ["LOOKS", "SUITES", "look", "main"]
 
 LOOKS = 3
-"""How many models of one version may look."""
+"""How many models of one version of the recipe (`version` in its configuration) may look."""
 SUITES = ("openai-moderation", "toxic-chat", "xstest", "hatecheck", "beavertails")
 
 
@@ -38,11 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     past = json.loads(options.looks.read_text(encoding="utf-8")) if options.looks.is_file() else []
     digest = json.loads((options.run / "model" / "config.json").read_text(encoding="utf-8"))["digest"]
+    version = json.loads((options.run / "config.json").read_text(encoding="utf-8"))["version"]
     others = [entry for entry in past if entry["digest"] != digest]
-    if len(others) >= LOOKS:
-        raise UsageError(f"{options.looks} already records {len(others)} models", hint="use the development set")
+    if (looked := sum(entry["version"] == version for entry in others)) >= LOOKS:
+        reason = f"{options.looks} already records {looked} models of version {version}"
+        raise UsageError(reason, hint="use the development set")
     found = look(options.run / "model", options.data, options.run / "evaluation")
-    past = [*others, {"digest": digest, "date": datetime.now(UTC).date().isoformat(), "sets": found}]
+    date = datetime.now(UTC).date().isoformat()
+    past = [*others, {"digest": digest, "version": version, "date": date, "sets": found}]
     for file in (options.looks, options.run / "looks.json"):
         file.write_text(json.dumps(past, indent=2) + "\n", encoding="utf-8")
     write_card(options.run)
