@@ -315,8 +315,8 @@ def test_the_embedded_model_has_its_caveats() -> None:
     caveats = {name: Suite.load(name).caveats for name in shipped_suites()}
     assert {key for found in caveats.values() for key in found} == {model["id"]}
     told = {name for name, found in caveats.items() if found}
-    assert set(shipped_suites()) - told == {"openai-moderation", "hatecheck", "beavertails"}
-    assert caveats["xstest"][model["id"]] == "Ten of the 450 prompts are one word away from a training row."
+    assert set(shipped_suites()) - told == {"openai-moderation", "beavertails"}
+    assert "two prompts are a training row with a word more or less" in caveats["xstest"][model["id"]]
 
 
 @pytest.mark.parametrize("name", FEW_SHOT)

@@ -23,13 +23,14 @@ def validation(report: Found) -> str:
     rows = [(name, number(report["int8"][name]), number(report["float32"][name])) for name in (*domains, "macro")]
     trained = report["trained"]
     development = trained["validation"].get("development", float("nan"))
+    runs = _count(len(trained["runs"]), "training run")
     steps = " and ".join(str(run["best_step"]) for run in trained["runs"])
     return f"""
 ## Held-out rows
 
 {report["held_out_rows"]} rows that were held out of the training sources, at most 300 of each. Average precision of the
 verdict in each group of sources (`domains` in the configuration), as shipped and in 32 bits. The model is the mean of
-the weights of {len(trained["runs"])} training run(s), each at its best step ({steps}) by the mean of `macro` and the
+the weights of {runs}, each at its best step ({steps}) by the mean of `macro` and the
 average precision on a development set: ToxicChat's human-written training prompts, which were not trained on, without
 those that its test set repeats ({development:.3f} there). That choice may favour ToxicChat's test set a little.
 Calibration and thresholds were fitted on the held-out rows.
@@ -163,10 +164,15 @@ def cost(report: Found) -> str:
     if "seconds" not in trained:
         return "## Time and energy\n\nNot measured."
     minutes = round(trained["seconds"] / 60)
+    threads = _count(trained["threads"], "thread")
     hours = trained["seconds"] * trained["threads"] / 3600
     return f"""
 ## Time and energy
 
-Training took {minutes} minutes on {trained["threads"]} threads of a CPU with {trained["cores"]} cores and no GPU:
+Training took {minutes} minutes on {threads} of a CPU with {trained["cores"]} cores and no GPU:
 {hours:.1f} core-hours, with whatever else ran on the machine. Energy was not measured; at an assumed {_WATTS} W for
 each busy core it is about {hours * _WATTS / 1000:.3f} kWh. Runs that were tried before are not counted."""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
