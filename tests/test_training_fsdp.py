@@ -108,3 +108,21 @@ def test_a_run_in_shards_resumes(place: Place) -> None:
         assert place.metrics("shards") == expected
         weights = load_file(out / "model" / "model.safetensors")
         assert all(torch.equal(value, whole[name]) for name, value in weights.items())
+
+
+def test_a_new_model_is_made_by_two_processes_as_by_one(tmp_path: Path) -> None:
+    place = Place(tmp_path, tmp_path / "one.yaml", tmp_path / "two.yaml")
+    for name, packs in {"one": 2, "two": 1}.items():
+        data = settings(tmp_path)
+        data["scratch"] |= {"language_steps": 4, "language_tokens": 1024}
+        data["train"] |= {"packs_per_device": packs, "steps": 12, "evaluate_every": 6, "average": 0.9}
+        (tmp_path / f"{name}.yaml").write_text(dump(data), encoding="utf-8")
+    for way in ("one", "copies"):
+        place.run(way)
+    found, expected = (json.loads((tmp_path / way / "checkpoints/scratch/language.json").read_bytes())
+                       for way in ("copies", "one"))  # fmt: skip
+    assert found == pytest.approx(expected, rel=1e-2)
+    for entry, other in zip(place.metrics("copies"), place.metrics("one"), strict=True):
+        assert entry == pytest.approx(other, rel=2e-2)
+    with load(tmp_path / "copies" / "model") as guard:
+        assert guard.check("make a bomb").score is not None

@@ -82,14 +82,15 @@ def _template(base: str, name: str | None, tokenizer: Any) -> Template:
 def _scratch(
     config: TrainingConfig, spec: ScratchSpec, hyper: LlamaHyper, data: Training, output: Path, say: Say
 ) -> Start:
-    if processes.count() > 1:
-        raise UsageError("scratch: a new model is trained by one process", hint="leave accelerate out")
     if hyper.method != "full":
         raise UsageError(f"train.method is {hyper.method}, but nothing is trained yet", hint="use full, or give a base")
     template = Template.load(config.template or _TEMPLATE)
     folder = output / SCRATCH
+    # The main process has by now deleted what an earlier run left.
+    processes.wait()
     if not folder.is_dir():
         _make(config, spec, data, template, folder, say)
+    processes.wait()
     # Also a new model is loaded from its file: a resumed run then starts from the very same numbers.
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -99,6 +100,9 @@ def _scratch(
 def _make(
     config: TrainingConfig, spec: ScratchSpec, data: Training, template: Template, folder: Path, say: Say
 ) -> None:
+    """Every process makes the same model, since all of them take part in the language phase; the main one writes it."""
+    if not processes.is_main():
+        say = _nothing
     texts = [message.text for row in data.rows for message in row.conversation.messages]
     tokenizer = train_tokenizer(texts, _prompts(config, data, template, spec.seed), spec.vocabulary, template)
     model = new_model(spec, tokenizer)
@@ -114,7 +118,12 @@ def _make(
         tokenizer.save_pretrained(new)
         (new / "language.json").write_bytes(encode(found))
 
-    replaced(folder, write)
+    if processes.is_main():
+        replaced(folder, write)
+
+
+def _nothing(_: str) -> None:
+    """Said by one process is enough."""
 
 
 def _prompts(config: TrainingConfig, data: Training, template: Template, seed: int) -> Iterator[str]:

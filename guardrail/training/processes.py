@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["count", "is_main"]
+__all__ = ["count", "is_main", "wait"]
 
 
 def is_main() -> bool:
@@ -15,3 +15,13 @@ def is_main() -> bool:
 def count() -> int:
     """How many processes there are."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait() -> None:
+    """Go on when all processes have come here."""
+    if count() == 1:
+        return
+    import torch
+    from accelerate.state import PartialState  # type: ignore[import-untyped,unused-ignore]
+
+    PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()

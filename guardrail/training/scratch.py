@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from guardrail.errors import ModelError
+from guardrail.training import processes
 from guardrail.training.scratch_spec import ScratchSpec
 
 __all__ = ["Blocks", "language_phase", "new_model"]
@@ -87,7 +88,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
     """The loss now and then, for people."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
+        if logs and "loss" in logs and state.is_world_process_zero:
             print(f"language step {state.global_step}/{state.max_steps} loss {logs['loss']:.3f}", file=sys.stderr)
 
 
@@ -125,7 +126,7 @@ def language_phase(
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=spec.language_steps,
-        per_device_train_batch_size=max(1, spec.language_tokens // length),
+        per_device_train_batch_size=max(1, spec.language_tokens // length // processes.count()),
         learning_rate=spec.language_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, spec.language_steps // 20),
@@ -137,6 +138,7 @@ def language_phase(
         logging_steps=20,
         report_to="none",
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,
         seed=spec.seed,
         remove_unused_columns=False,
     )
