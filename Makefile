@@ -49,3 +49,4 @@ bench:            ## side-by-side speed measurements; prints ratios
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/llama_prefix.py
 	$(BIN)/python benchmarks/score_memory.py
+	$(BIN)/python benchmarks/tree_attention.py

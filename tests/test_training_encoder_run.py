@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,8 @@ from guardrail.training.rows import Row
 from guardrail.types import Conversation, Role
 from tests.tiny_encoder import tiny_folder, write_tokenizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TAXONOMY = """
 format: 1
 id: shop
@@ -47,14 +48,6 @@ categories:
 """
 HYPER = {"passes": 3, "tokens_per_batch": 256, "category_tokens": 24, "max_tokens": 32, "evaluate_every": 8,
          "learning_rate": 1e-3, "head_rate": 5e-3, "average": 0.5, "rehearsal_texts": 60}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ from guardrail.training.run import train
 from tests.tiny_encoder import tiny_folder
 from tests.tiny_guard import TAXONOMY, config_of, rows, settings, write_rows
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @dataclass(frozen=True)
 class Made:
@@ -38,14 +39,6 @@ class Made:
     data: dict[str, Any]
     outcome: Outcome
     said: list[str]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
