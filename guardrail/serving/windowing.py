@@ -1,0 +1,146 @@
+"""Windows over a text that is still being written: what is judged together, and what may leave afterwards."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from guardrail.errors import UsageError
+
+__all__ = ["TextWindows", "Unit", "Window", "Windowing"]
+
+Unit = Literal["tokens", "sentences"]
+
+# Words, numbers, single punctuation marks; scripts without spaces by the character. Words of a text are about as many
+# as three quarters of a language model's tokens.
+_DENSE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
+_TOKENS = re.compile(rf"[{_DENSE}]|[^\W{_DENSE}]{{1,32}}|[^\w\s]")
+_SENTENCES = re.compile(r"""[.!?…]+["')\]»”’]*(?=\s)|[。！？]+|\n""")
+# A sentence may never end, in code or in a list of words.
+_LONGEST_SENTENCE = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Windowing:
+    """How a streamed text is cut into windows."""
+
+    size: int = 40
+    """Units of a window."""
+    overlap: int = 12
+    """Units of a window that the next one has as well; they leave when both are safe."""
+    unit: Unit = "tokens"
+    """Tokens are words and punctuation marks."""
+    max_delay: float = 1.0
+    """Seconds after which a window that is not full is judged all the same."""
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            raise UsageError(f"unit is {self.unit!r}", hint=f"known: {', '.join(get_args(Unit))}")
+        if not 0 <= self.overlap < self.size:
+            raise UsageError(
+                f"overlap is {self.overlap}, size is {self.size}", hint="give a size above 0 and a smaller overlap"
+            )
+        if not self.max_delay > 0:
+            raise UsageError(f"max_delay is {self.max_delay!r}", hint="give seconds above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a text; positions count characters."""
+
+    start: int
+    end: int
+    cleared: int
+    """Up to here no other window begins before: it may leave when this window and those before it are safe."""
+
+
+class TextWindows:
+    """The windows of one growing text; with `windowing` None, the whole text is one."""
+
+    def __init__(self, windowing: Windowing | None) -> None:
+        self._windowing = windowing
+        self._parts: list[str] = []
+        """The text from `start` on."""
+        self.start = 0
+        """Where the next window begins."""
+        self.length = 0
+        """Characters so far."""
+        self._offered = 0
+        """Where the last window ended."""
+        self._units: list[int] | None = None
+
+    def add(self, text: str) -> None:
+        """The text goes on."""
+        self._parts.append(text)
+        self.length += len(text)
+        self._units = None
+
+    def text(self, window: Window) -> str:
+        """What a window holds; only of windows from `start` on."""
+        return self._text()[window.start - self.start : window.end - self.start]
+
+    def full(self) -> Window | None:
+        """The next full window."""
+        if self._windowing is None:
+            return None
+        ends = self._ends()
+        size, overlap = self._windowing.size, self._windowing.overlap
+        if len(ends) < size:
+            return None
+        return Window(self.start, self.start + ends[size - 1], self.start + ends[size - overlap - 1])
+
+    def early(self) -> Window | None:
+        """A window of all units so far, where judging it lets something leave."""
+        if self._windowing is None:
+            return None
+        ends = self._ends()
+        count = len(ends) - self._windowing.overlap
+        if count < 1 or self.start + ends[-1] <= self._offered:
+            return None
+        return Window(self.start, self.start + ends[-1], self.start + ends[count - 1])
+
+    def last(self) -> Window | None:
+        """All that is left of a text that has ended; None when every character was in a window that nothing follows."""
+        return Window(self.start, self.length, self.length) if self.start < self.length else None
+
+    def judged(self, window: Window) -> None:
+        """Go on behind a safe window."""
+        rest = self._text()[window.cleared - self.start :]
+        self._parts, self.start, self._offered = [rest], window.cleared, window.end
+        self._units = None
+
+    def _text(self) -> str:
+        if len(self._parts) > 1:
+            self._parts = ["".join(self._parts)]
+        return self._parts[0] if self._parts else ""
+
+    def _ends(self) -> list[int]:
+        """Where the units end that something follows, white space behind a unit belonging to it."""
+        if self._units is None:
+            assert self._windowing is not None
+            text = self._text()
+            self._units = _token_ends(text) if self._windowing.unit == "tokens" else _sentence_ends(text)
+        return self._units
+
+
+def _token_ends(text: str) -> list[int]:
+    return [match.start() for match in _TOKENS.finditer(text)][1:]
+
+
+def _sentence_ends(text: str) -> list[int]:
+    ends: list[int] = []
+    for match in _SENTENCES.finditer(text):
+        _bounded(ends, match.end())
+    _bounded(ends, len(text), last=True)
+    return ends
+
+
+def _bounded(ends: list[int], end: int, *, last: bool = False) -> None:
+    """Append the end, and before it those that keep every sentence from being too long."""
+    start = ends[-1] if ends else 0
+    while end - start > _LONGEST_SENTENCE:
+        start += _LONGEST_SENTENCE
+        ends.append(start)
+    if not last:
+        ends.append(end)
