@@ -19,6 +19,7 @@ from guardrail.cli_check import check
 from guardrail.cli_eval import app as evaluate
 from guardrail.cli_prompt import prompt
 from guardrail.cli_score import score
+from guardrail.cli_serve import serve
 from guardrail.cli_taxonomy import app as taxonomy
 from guardrail.cli_train import export, train
 from guardrail.errors import GuardrailError
@@ -40,6 +41,7 @@ app.add_typer(evaluate, name="eval")
 app.command()(calibrate)
 app.command()(train)
 app.command()(export)
+app.command()(serve)
 app.add_typer(taxonomy, name="taxonomy")
 app.command()(prompt)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from guardrail.guard import Guard
@@ -41,12 +41,13 @@ class GuardMiddleware:
         limits: Limits | None = None,
         most_bytes: int = _MOST_BYTES,
         observe: Observer | None = None,
+        batched: Callable[[int], None] | None = None,
         **defaults: Any,
     ) -> None:
         """`guard`: by default the embedded model under its own taxonomy. `routes`: by default OpenAI's chat
         completions, completions and responses and Anthropic's messages at their usual paths, with `defaults` as in
         `Route`. `limits` are those of each guard. `most_bytes`: of a body, and of what a stream holds back. `observe`
-        is called with a `Record` of every judgement; it holds no text.
+        is called with a `Record` of every judgement, `batched` with the size of every batch.
         """
         if guard is None:
             from guardrail.loading import load
@@ -57,6 +58,7 @@ class GuardMiddleware:
         self.limits = limits or Limits()
         self.most_bytes = most_bytes
         self.observe = observe
+        self._batched = batched
         if routes is None:
             routes = [Route(path, schema, **defaults) for path, schema in DEFAULT_ROUTES.items()]
         elif defaults:
@@ -70,13 +72,13 @@ class GuardMiddleware:
         if route is None or scope["method"] in _UNGUARDED:
             await self.app(scope, receive, send)
             return
-        judge = self.judge(route.guard or self.guard)
-        exchange = Exchange(route, judge, scope["path"], self.observe, header(scope["headers"], b"x-request-id"))
+        guard = route.guard or self.guard
+        exchange = Exchange(
+            route, guard, self.judge(guard), scope["path"], self.observe, header(scope["headers"], b"x-request-id")
+        )
         await Responder(self.app, exchange, receive, send, most_bytes=self.most_bytes).run(scope)
 
     def judge(self, guard: Guard) -> Judge:
-        """The judge of this guard for the running event loop."""
+        """The judge of this guard's classifier for the running event loop."""
         judges = self._judges.setdefault(asyncio.get_running_loop(), {})
-        if id(guard) not in judges:
-            judges[id(guard)] = Judge(guard, self.limits)
-        return judges[id(guard)]
+        return judges.setdefault(id(guard.backend), Judge(self.limits, self._batched))

@@ -35,7 +35,7 @@ def chat_events(parts: Iterable[tuple[int, str]], choices: int = 1, *, done: boo
 
 def message_events(texts: Iterable[str]) -> list[bytes]:
     """A streamed message of Anthropic's."""
-    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [], "stop_reason": None}
+    message: dict[str, Any] = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": []}
 
     def event(kind: str, **fields: Any) -> bytes:
         return event_bytes({"type": kind, **fields}, kind)

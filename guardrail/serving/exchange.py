@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from guardrail.guard import Guard
 from guardrail.schemas.base import Answer, ChatRequest, Notice, SchemaError
 from guardrail.serving.failures import JudgeFailure, Reason
 from guardrail.serving.judge import Judge
@@ -21,7 +22,7 @@ _log = logging.getLogger("guardrail.serving")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What happened to one text of an exchange; it holds no text."""
+    """What happened to one text of an exchange."""
 
     path: str
     side: Side
@@ -32,6 +33,8 @@ class Record:
     decision: Decision | None = None
     choice: int = 0
     request_id: str = ""
+    conversation: Conversation | None = field(default=None, repr=False)
+    """What was judged; None where nothing could be read. For audits: it is the users' text."""
 
 
 Observer = Callable[[Record], None]
@@ -53,6 +56,7 @@ class Exchange:
     """The judgements of one request and its answer."""
 
     route: Route
+    guard: Guard
     judge: Judge
     path: str
     observe: Observer | None = None
@@ -68,8 +72,9 @@ class Exchange:
     async def check_input(self) -> Blocked | None:
         """Judge what is asked: the last turn of each prompt, and before an answer that is begun also the one before."""
         asked = [turns[:end] for turns in self.request.contexts for end in _ends(turns)]
-        for outcome in await self._judged([Conversation(turns) for turns in asked]):
-            blocked = self.outcome("input", outcome)
+        conversations = [Conversation(turns) for turns in asked]
+        for conversation, outcome in zip(conversations, await self._judged(conversations), strict=True):
+            blocked = self.outcome("input", outcome, conversation)
             if blocked is not None:
                 return blocked
         return None
@@ -82,11 +87,12 @@ class Exchange:
     async def check_output(self, answers: Sequence[Answer]) -> Blocked | None:
         """Judge the choices of a whole response; those that are to be replaced are named together."""
         said = [answer for answer in answers if not is_blank(answer.text)]
-        outcomes = await self._judged([self.conversation(answer.choice, answer.text) for answer in said])
+        conversations = [self.conversation(answer.choice, answer.text) for answer in said]
+        outcomes = await self._judged(conversations)
         found = [
             (answer.choice, blocked)
-            for answer, outcome in zip(said, outcomes, strict=True)
-            if (blocked := self.outcome("output", outcome, answer.choice)) is not None
+            for answer, conversation, outcome in zip(said, conversations, outcomes, strict=True)
+            if (blocked := self.outcome("output", outcome, conversation, answer.choice)) is not None
         ]
         if not found:
             return None
@@ -105,29 +111,43 @@ class Exchange:
     async def decide(self, conversation: Conversation) -> Decision | JudgeFailure:
         """The decision, or why there is none."""
         try:
-            return await self.judge.judge(conversation)
+            return await self.judge.judge(self.guard, conversation)
         except JudgeFailure as failure:
             return failure
 
     async def _judged(self, conversations: Sequence[Conversation]) -> list[Decision | JudgeFailure]:
         return list(await asyncio.gather(*map(self.decide, conversations)))
 
-    def outcome(self, side: Side, outcome: Decision | JudgeFailure, choice: int = 0) -> Blocked | None:
+    def outcome(
+        self,
+        side: Side,
+        outcome: Decision | JudgeFailure,
+        conversation: Conversation | None = None,
+        choice: int = 0,
+    ) -> Blocked | None:
         """What the route does about it; None when it is passed on."""
         reason, _, _ = _meaning(outcome, "")
-        return self._done(side, outcome, choice, None if reason == "safe" else self.route.taken(reason))
+        action = None if reason == "safe" else self.route.taken(reason)
+        return self._done(side, outcome, conversation, choice, action)
 
     def refused(self, side: Side, failure: JudgeFailure) -> Blocked:
         """As `outcome` for what cannot be passed on whatever the route says."""
         action = self.route.taken(failure.reason)
-        blocked = self._done(side, failure, 0, action if action in ("block", "answer") else "block")
+        blocked = self._done(side, failure, None, 0, action if action in ("block", "answer") else "block")
         assert blocked is not None
         return blocked
 
-    def _done(self, side: Side, outcome: Decision | JudgeFailure, choice: int, action: Action | None) -> Blocked | None:
+    def _done(
+        self,
+        side: Side,
+        outcome: Decision | JudgeFailure,
+        conversation: Conversation | None,
+        choice: int,
+        action: Action | None,
+    ) -> Blocked | None:
         reason, message, details = _meaning(outcome, self.route.message)
         decision = outcome if isinstance(outcome, Decision) else None
-        self._record(Record(self.path, side, reason, action, decision, choice, self.request_id))
+        self._record(Record(self.path, side, reason, action, decision, choice, self.request_id, conversation))
         if side == "input" or side not in self.tags or reason != "safe":
             self._tag(side, reason, decision)
         if action is None or action in ("annotate", "shadow"):

@@ -1,11 +1,11 @@
-"""A guard for many clients at once: batches, a bounded queue, a time limit and a circuit breaker."""
+"""A classifier for many clients at once: batches, a bounded queue, a time limit and a circuit breaker."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from guardrail.errors import BackendError, GuardrailError, UsageError
@@ -52,16 +52,18 @@ class Limits:
 
 @dataclass(slots=True)
 class _Job:
+    guard: Guard
     conversation: Conversation
     answer: asyncio.Future[Judgement] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Judge:
-    """Judges for one event loop; the classifier runs on worker threads of its own."""
+    """Judges for one event loop, on worker threads of its own, with guards that share a classifier."""
 
-    def __init__(self, guard: Guard, limits: Limits = Limits()) -> None:
-        self.guard = guard
+    def __init__(self, limits: Limits = Limits(), batched: Callable[[int], None] | None = None) -> None:
+        """`batched` is told how many conversations each batch has."""
         self.limits = limits
+        self._batched = batched
         self.breaker = Breaker(limits.failures, limits.cooldown)
         self._waiting: deque[_Job] = deque()
         self._running: set[asyncio.Task[None]] = set()
@@ -73,14 +75,14 @@ class Judge:
         """Conversations in the queue."""
         return len(self._waiting)
 
-    async def judge(self, conversation: Conversation) -> Decision:
+    async def judge(self, guard: Guard, conversation: Conversation) -> Decision:
         """The decision; JudgeFailure when there is none, whatever the guard's policy makes of errors."""
         if len(self._waiting) >= self.limits.queue:
             raise JudgeFailure(Reason.OVERLOADED, "the guard has too much to do", retry_after=_RETRY)
         if not self.breaker.admits():
             wait = max(_RETRY, self.breaker.wait())
             raise JudgeFailure(Reason.CIRCUIT_OPEN, "the guard's classifier keeps failing", retry_after=wait)
-        job = _Job(conversation)
+        job = _Job(guard, conversation)
         self._waiting.append(job)
         self._dispatch()
         try:
@@ -92,9 +94,9 @@ class Judge:
         except asyncio.CancelledError:
             self.breaker.neither()
             raise
-        return self._decision(judgement)
+        return self._decision(guard, judgement)
 
-    def _decision(self, judgement: Judgement) -> Decision:
+    def _decision(self, guard: Guard, judgement: Judgement) -> Decision:
         error = judgement.error
         if isinstance(error, BackendError):
             self.breaker.failure()
@@ -103,7 +105,7 @@ class Judge:
         self.breaker.success()
         if error is not None:
             raise JudgeFailure(Reason.UNSUPPORTED, str(error))
-        return self.guard.decide(judgement)
+        return guard.decide(judgement)
 
     def _dispatch(self) -> None:
         """Start batches as far as there are workers."""
@@ -121,11 +123,15 @@ class Judge:
         self._dispatch()
 
     def _start(self) -> None:
+        """Run the oldest job, with others of its guard."""
         batch: list[_Job] = []
+        others: list[_Job] = []
         while self._waiting and len(batch) < self.limits.batch:
             job = self._waiting.popleft()
-            if not job.answer.done():  # nobody waits for it any more
-                batch.append(job)
+            if job.answer.done():  # nobody waits for it any more
+                continue
+            (batch if not batch or job.guard is batch[0].guard else others).append(job)
+        self._waiting.extendleft(reversed(others))
         if batch:
             task = asyncio.get_running_loop().create_task(self._run(batch))
             self._running.add(task)
@@ -147,8 +153,10 @@ class Judge:
                 job.answer.set_result(judgement)
 
     def _judged(self, batch: Sequence[_Job]) -> list[Judgement]:
-        return list(self.guard.judge_many([job.conversation for job in batch], batch_size=len(batch)))
+        if self._batched is not None:
+            self._batched(len(batch))
+        return list(batch[0].guard.judge_many([job.conversation for job in batch], batch_size=len(batch)))
 
     def close(self) -> None:
-        """Wait for the batches that run; the guard stays open."""
+        """Wait for the batches that run; the guards stay open."""
         self._workers.close()

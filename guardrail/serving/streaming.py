@@ -126,8 +126,9 @@ class GuardedStream:
 
     async def _passes(self, due: Due) -> bool:
         """Whether the window may leave; else its choice was cut."""
-        outcome = await self._exchange.decide(self._exchange.conversation(due.choice, due.text))
-        blocked = self._exchange.outcome("output", outcome, due.choice)
+        conversation = self._exchange.conversation(due.choice, due.text)
+        outcome = await self._exchange.decide(conversation)
+        blocked = self._exchange.outcome("output", outcome, conversation, due.choice)
         if blocked is not None:
             # A failure concerns the classifier, not this choice.
             await self._cut(blocked, everything=blocked.notice.reason != Reason.UNSAFE, choice=due.choice)

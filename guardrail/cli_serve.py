@@ -1,0 +1,108 @@
+"""`guardrail serve`: the server."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from guardrail.cli_options import CalibrationOption, Device, Dtype, Model, TaxonomyOption, Threshold
+from guardrail.errors import MissingExtraError, UsageError
+
+__all__ = ["serve"]
+
+_DRAIN = 30
+_EXTRA = {"starlette": "starlette", "uvicorn": "uvicorn", "httpx2": "httpx2", "prometheus_client": "prometheus-client"}
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8080,
+    model: Model = "embedded",
+    taxonomy: TaxonomyOption = None,
+    threshold: Threshold = None,
+    calibration: CalibrationOption = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    upstream: Annotated[
+        str | None, typer.Option(help="URL of a model server: the chat APIs are handed on to it, guarded.")
+    ] = None,
+    action: Annotated[str, typer.Option(help="When a chat is unsafe: block, answer, annotate or shadow.")] = "block",
+    mode: Annotated[str, typer.Option(help="Of streams: withhold, rewind or end.")] = "withhold",
+    workers: Annotated[int, typer.Option(help="Processes, each with a model of its own.", min=1)] = 1,
+    timeout: Annotated[float, typer.Option(help="Seconds for a judgement.")] = 10.0,
+    queue: Annotated[int, typer.Option(help="Texts that may wait; more are refused with 503.", min=1)] = 256,
+    keys: Annotated[Path | None, typer.Option(help="File with the hashes of API keys.")] = None,
+    new_key: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Add a key of this name to --keys, print it, and stop.")
+    ] = None,
+    cors: Annotated[list[str] | None, typer.Option(help="Web origin that may call the API; may be repeated.")] = None,
+    audit: Annotated[Path | None, typer.Option(help="File for one line per judgement, without texts.")] = None,
+    log_text: Annotated[bool, typer.Option("--log-text", help="Also log the judged texts.")] = False,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Whether there is a page at /.")] = True,
+) -> None:
+    """Serve moderation over HTTP: OpenAI's schema, a page to try it on, and a guarded way to a model server."""
+    if new_key is not None:
+        _add_key(keys, new_key)
+        return
+    uvicorn = _uvicorn()
+    from guardrail.server.settings import Settings, to_environment
+    from guardrail.serving.judge import Limits
+
+    settings = Settings(
+        model=model,
+        taxonomy=taxonomy,
+        threshold=threshold,
+        calibration=None if calibration is None else str(calibration),
+        options={name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None},
+        upstream=upstream,
+        action=action,
+        mode=mode,
+        keys=None if keys is None else str(keys),
+        origins=tuple(cors or ()),
+        audit=None if audit is None else str(audit),
+        log_text=log_text,
+        limits=Limits(timeout=timeout, queue=queue),
+        page=page,
+    )
+    settings.check()
+    to_environment(settings)
+    if workers > 1:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="guardrail-metrics-")
+    print(f"guardrail serves on http://{host}:{port}", file=sys.stderr)
+    uvicorn.run(
+        "guardrail.server.app:from_settings",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_DRAIN,
+        server_header=False,
+    )
+
+
+def _add_key(file: Path | None, name: str) -> None:
+    if file is None:
+        raise UsageError("--new-key needs --keys FILE", hint="the file that the server is started with")
+    _uvicorn()
+    from guardrail.server.keys import new_key
+
+    print(new_key(file, name))
+    print(f"its hash was added to {file}; the key itself is shown only here", file=sys.stderr)
+
+
+def _uvicorn() -> Any:
+    from importlib.util import find_spec
+
+    for module, package in _EXTRA.items():
+        if find_spec(module) is None:
+            raise MissingExtraError(package, "serve")
+    import uvicorn
+
+    return uvicorn

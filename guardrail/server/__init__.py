@@ -1,0 +1,1 @@
+"""`guardrail serve`: moderation over HTTP, and a guard in front of a model server."""
