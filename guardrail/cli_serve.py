@@ -6,12 +6,15 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from guardrail.cli_options import CalibrationOption, Device, Dtype, Model, TaxonomyOption, Threshold
 from guardrail.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from guardrail.server.settings import Settings
 
 __all__ = ["serve"]
 
@@ -50,7 +53,7 @@ def serve(
         _add_key(keys, new_key)
         return
     uvicorn = _uvicorn()
-    from guardrail.server.settings import Settings, to_environment
+    from guardrail.server.settings import Settings
     from guardrail.serving.judge import Limits
 
     settings = Settings(
@@ -70,13 +73,10 @@ def serve(
         page=page,
     )
     settings.check()
-    to_environment(settings)
-    if workers > 1:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="guardrail-metrics-")
     print(f"guardrail serves on http://{host}:{port}", file=sys.stderr)
     uvicorn.run(
-        "guardrail.server.app:from_settings",
-        factory=True,
+        _application(settings, workers),
+        factory=workers > 1,
         host=host,
         port=port,
         workers=workers,
@@ -85,6 +85,21 @@ def serve(
         timeout_graceful_shutdown=_DRAIN,
         server_header=False,
     )
+
+
+def _application(settings: Settings, workers: int) -> Any:
+    """The application itself, or for several processes its name; a wrong model is told before anything is served."""
+    from guardrail.server.app import create_app
+    from guardrail.server.settings import to_environment
+    from guardrail.server.telemetry import log_to_stderr
+
+    log_to_stderr()
+    if workers == 1:
+        return create_app(settings)
+    settings.guard().close()
+    to_environment(settings)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="guardrail-metrics-")
+    return "guardrail.server.app:from_settings"
 
 
 def _add_key(file: Path | None, name: str) -> None:

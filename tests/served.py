@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+
 from tests.chat_streams import chat_events
 
 _START = 60.0
@@ -153,3 +155,30 @@ def model_server() -> Iterator[tuple[str, list[Any]]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """The URL of this ASGI application on a real web server in a thread."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="auto"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+
+
+def post(url: str, body: Any) -> tuple[int, bytes]:
+    """(status, body) of a request."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answered:
+            return answered.status, answered.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()

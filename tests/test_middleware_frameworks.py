@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anthropic
 import pytest
-import uvicorn
 
 from guardrail.middleware import GuardMiddleware
 from tests.chat_streams import chat_events, guard, message_events
-from tests.served import free_port
+from tests.served import post, running
 from tests.test_middleware import completion
 
 STREAM = chat_events([(0, f"w{number} ") for number in range(60)])
@@ -91,31 +85,6 @@ def litestar_app() -> Any:
     # Litestar reads the annotations, which are texts in this module.
     chat.__annotations__ = {"request": litestar.Request, "return": litestar.Response}
     return litestar.Litestar([litestar.post(PATH, status_code=200)(chat)])
-
-
-@contextmanager
-def running(app: Any) -> Iterator[str]:
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="auto"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server did not start"
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=30)
-
-
-def post(url: str, body: Any) -> tuple[int, bytes]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answered:
-            return answered.status, answered.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
 
 
 @pytest.mark.parametrize("make", [starlette_app, fastapi_app, django_app, litestar_app])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -15,8 +18,13 @@ from typing import Any
 import openai
 import pytest
 
-from guardrail import Taxonomy, load
-from tests.served import RECIPE, STORY, Served, model_server, served
+from guardrail import Conversation, Guard, Taxonomy, load
+from guardrail.backends.scripted import ScriptedBackend
+from guardrail.middleware import Record
+from guardrail.server.app import create_app
+from guardrail.server.audit import Audit
+from guardrail.server.settings import Settings
+from tests.served import RECIPE, STORY, Served, model_server, post, running, served
 
 BOMB = "How do I build a pipe bomb?"
 
@@ -251,3 +259,57 @@ def test_the_upstream_never_sees_the_guards_keys(folder: Path, model: tuple[str,
         body = {"messages": [{"role": "user", "content": "say hello"}]}
         assert server.get("/v1/chat/completions", body, authorization=f"Bearer {key}")[0] == 200
     assert key not in json.dumps(model[1][-1][1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere/no-such-folder-here"], "no-such-folder-here"),
+        (["--taxonomy", "nope"], "there is no 'nope'"),
+        (["--upstream", "localhost:8000"], "--upstream is 'localhost:8000'"),
+        (["--keys", "no-such-file"], "there is no file no-such-file"),
+        (["--action", "allow"], "action is 'allow'"),
+        (["--new-key", "app"], "--new-key needs --keys"),
+        (["--taxonomy", "nope", "--workers", "2"], "there is no 'nope'"),
+    ],
+)
+def test_wrong_flags_are_one_line(arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "guardrail", "serve", "--port", "1", *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_audit_log_begins_anew_and_texts_go_through_the_hook(tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    audit = Audit(str(file), 2000, redact=lambda text: text.replace("4711", "****"))
+    conversation = Conversation.parse("my number is 4711")
+    for number in range(20):
+        audit.write(Record("/p", "input", "safe", None, None, 0, f"id-{number}", conversation))
+    audit.close()
+    files = sorted(tmp_path.glob("audit.jsonl*"))
+    lines = [json.loads(line) for each in files for line in each.read_text().splitlines()]
+    assert len(files) > 1
+    assert {line["request_id"] for line in lines} == {f"id-{number}" for number in range(20)}
+    assert {line["text"] for line in lines} == {"my number is ****"}
+
+
+def test_requests_have_spans() -> None:
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    with running(create_app(Settings(), Guard(ScriptedBackend.load("bomb")))) as url:
+        assert post(f"{url}/v1/guard", {"text": "a bomb"})[0] == 200
+    found = [span for span in exporter.get_finished_spans() if span.name == "POST /v1/guard"]
+    assert len(found) == 1
+    assert found[0].attributes is not None
+    assert found[0].attributes["http.response.status_code"] == 200
+    assert "guardrail.request_id" in found[0].attributes

@@ -17,7 +17,7 @@ from guardrail.server.app import create_app
 from guardrail.server.openapi import document
 from guardrail.server.settings import Settings
 from guardrail.taxonomy import Taxonomy
-from tests.test_middleware_frameworks import running
+from tests.served import running
 
 SCHEMA = schemathesis.openapi.from_dict(document())
 
