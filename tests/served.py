@@ -112,10 +112,10 @@ class Model(BaseHTTPRequestHandler):
             self._json({"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]})
 
     def _stream(self, said: str) -> None:
-        texts = {"tell": STORY + RECIPE + STORY, "die": STORY + RECIPE + STORY}
+        texts = {"tell": STORY + RECIPE + STORY, "die": STORY * 2, "die unsafe": STORY + RECIPE + STORY}
         text = texts.get(said, said.removeprefix("say "))
         events = chat_events([(0, f"{word} ") for word in text.split()])
-        dies = said == "die"
+        dies = said.startswith("die")
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")

@@ -425,3 +425,25 @@ def test_the_application_is_stopped_when_its_stream_was_cut() -> None:
     answered = get(chat_body(stream=True), upstream=upstream)
     assert answered.finish() == "content_filter"
     assert upstream.sent < 200
+
+
+@pytest.mark.parametrize("body", [completion("fine"), completion("a BOMB")])
+def test_what_follows_the_body(body: bytes) -> None:
+    """Trailers go on behind an answer that passed, and not behind one that was replaced."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
+        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.trailers", "headers": [(b"x-sum", b"1")]})
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": json.dumps(chat_body()).encode(), "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
+    asyncio.run(GuardMiddleware(app, GUARD)(scope, receive, send))
+    whole = ["http.response.start", "http.response.body"]
+    assert sent == (whole if b"BOMB" in body else [*whole, "http.response.trailers"])

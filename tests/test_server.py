@@ -164,15 +164,23 @@ def test_a_streamed_chat_is_cut_at_a_planted_sentence(client: openai.OpenAI) -> 
     assert "fuse" not in said
 
 
-def test_a_model_server_that_dies_in_mid_stream(client: openai.OpenAI, server: Served) -> None:
+@pytest.mark.parametrize("script", ["die", "die unsafe"])
+def test_a_model_server_that_dies_in_mid_stream(client: openai.OpenAI, server: Served, script: str) -> None:
     """Twenty times; nothing unjudged leaves, nothing waits afterwards, and the server works."""
-    said: list[str] = []
+    broken = 0
     for _ in range(20):
-        chunks = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "die"}], stream=True)
-        with pytest.raises(openai.APIConnectionError):
-            said.extend(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
-    assert 0 < len("".join(said)) <= 20 * len(STORY)
-    assert "fuse" not in "".join(said)
+        said = ""
+        chunks = client.chat.completions.create(model="m", messages=[{"role": "user", "content": script}], stream=True)
+        try:
+            for chunk in chunks:
+                said += "".join(choice.delta.content or "" for choice in chunk.choices)
+                assert all(choice.finish_reason in (None, "content_filter") for choice in chunk.choices)
+        except openai.APIConnectionError:
+            broken += 1
+        assert 0 < len(said) <= len(STORY)
+        assert "fuse" not in said
+    # In the middle of the harmful sentence, the guard may be faster than the death of the server.
+    assert broken == 20 or script == "die unsafe"
     assert server.get("/ready")[0] == 200
     assert streamed(client, "say still here")[0] == "still here "
     assert "guardrail_queue_depth 0.0" in server.get("/metrics")[1]

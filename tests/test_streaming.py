@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -28,7 +29,12 @@ STREAM = "text/event-stream"
 WORDS = st.sampled_from(["one", "two ", " three", ". ", "!\n", "漢字", "😀", " ", "\n\n", "x" * 40, "ä", "{", '"'])
 TEXTS = st.lists(st.one_of(WORDS, st.text(max_size=8)), max_size=40)
 WINDOWINGS = st.one_of(
-    st.builds(lambda size, part: Windowing(size, min(size - 1, part)), st.integers(1, 12), st.integers(0, 8)),
+    st.builds(
+        lambda size, part, first: Windowing(size, min(size - 1, part), first=first),
+        st.integers(1, 12),
+        st.integers(0, 8),
+        st.one_of(st.none(), st.integers(1, 15)),
+    ),
     st.builds(
         lambda size, part: Windowing(size, min(size - 1, part), "sentences"), st.integers(1, 3), st.integers(0, 2)
     ),
@@ -172,14 +178,34 @@ def test_rewind_takes_back_what_left() -> None:
     assert answered.finish() == "content_filter"
 
 
-def test_the_mode_end_judges_once() -> None:
+@pytest.mark.parametrize("windowing", [None, Windowing(40, 12)])
+def test_the_mode_end_lets_nothing_leave_before_all_is_judged(windowing: Windowing | None) -> None:
     recording = Recording()
     texts = [f"w{number} " for number in range(200)]
     data = chat_events([(0, text) for text in texts])
-    app = GuardMiddleware(Upstream(data, STREAM), recording.guard, mode="end", check="output")
+    app = GuardMiddleware(Upstream(data, STREAM), recording.guard, mode="end", check="output", windowing=windowing)
     answered = asyncio.run(ask(app, chat_body(stream=True)))
     assert answered.body == b"".join(data)
-    assert recording.texts == ["".join(texts)]
+    assert len(answered.parts) == 2  # all of it, and the end
+    assert recording.texts[0] == "".join(texts) if windowing is None else len(recording.texts) > 5
+    unsafe = chat_events([(0, text) for text in [*texts, "BOMB "]])
+    app = GuardMiddleware(Upstream(unsafe, STREAM), GUARD, mode="end", check="output", windowing=windowing)
+    answered = asyncio.run(ask(app, chat_body(stream=True)))
+    assert answered.json()["error"]["code"] == "content_filter"
+
+
+def test_whole_answers_are_judged_in_the_same_windows() -> None:
+    body = {"choices": [{"index": 0, "message": {"content": " ".join(f"w{number}" for number in range(100))}}]}
+    recording = Recording()
+    app = GuardMiddleware(Upstream(json.dumps(body).encode()), recording.guard, check="output")
+    assert asyncio.run(ask(app, chat_body())).json() == body
+    whole = recording.texts
+    recording = Recording()
+    text = body["choices"][0]["message"]["content"]  # type: ignore[index]
+    streamed_app = GuardMiddleware(Upstream(chat_events([(0, text)]), STREAM), recording.guard, check="output")
+    asyncio.run(ask(streamed_app, chat_body(stream=True)))
+    assert len(whole) > 2
+    assert whole == recording.texts
 
 
 def test_a_slow_stream_is_judged_by_the_clock() -> None:

@@ -13,6 +13,7 @@ from guardrail.schemas.base import Answer, ChatRequest, Notice, SchemaError
 from guardrail.serving.failures import JudgeFailure, Reason
 from guardrail.serving.judge import Judge
 from guardrail.serving.routes import Action, Route, Side
+from guardrail.serving.windowing import windows_of
 from guardrail.types import Conversation, Decision, Message, Role, Verdict, is_blank
 
 __all__ = ["Blocked", "Exchange", "Observer", "Record"]
@@ -86,13 +87,19 @@ class Exchange:
 
     async def check_output(self, answers: Sequence[Answer]) -> Blocked | None:
         """Judge the choices of a whole response; those that are to be replaced are named together."""
-        said = [answer for answer in answers if not is_blank(answer.text)]
-        conversations = [self.conversation(answer.choice, answer.text) for answer in said]
+        # One sentence of a long answer is lost in the whole; in a window it is not.
+        parts = [
+            (answer.choice, part)
+            for answer in answers
+            for part in windows_of(answer.text, self.route.windowing)
+            if not is_blank(part)
+        ]
+        conversations = [self.conversation(choice, part) for choice, part in parts]
         outcomes = await self._judged(conversations)
         found = [
-            (answer.choice, blocked)
-            for answer, conversation, outcome in zip(said, conversations, outcomes, strict=True)
-            if (blocked := self.outcome("output", outcome, conversation, answer.choice)) is not None
+            (choice, blocked)
+            for (choice, _), conversation, outcome in zip(parts, conversations, outcomes, strict=True)
+            if (blocked := self.outcome("output", outcome, conversation, choice)) is not None
         ]
         if not found:
             return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from guardrail.schemas.base import ChatRequest, Notice, Piece, StreamReader
 from guardrail.serving.failures import JudgeFailure, Reason
+from guardrail.serving.routes import Mode
 from guardrail.serving.windowing import TextWindows, Window, Windowing
 from guardrail.sse import Event
 
@@ -42,13 +43,13 @@ class StreamGate:
     """One stream. Events leave in their order; each choice is cut on its own."""
 
     def __init__(
-        self, reader: StreamReader, request: ChatRequest, windowing: Windowing | None, *, most_bytes: int, through: bool
+        self, reader: StreamReader, request: ChatRequest, windowing: Windowing | None, *, most_bytes: int, mode: Mode
     ) -> None:
-        """`windowing` None: each text is judged as a whole, at its end. `through`: events leave before that."""
+        """`windowing` None: each text is one window."""
         self._reader = reader
         self._windowing = windowing
         self._most = most_bytes
-        self._through = through
+        self._mode = mode
         self._held: deque[_Held] = deque()
         self._unread: deque[_Held] = deque()
         self._bytes = 0
@@ -62,7 +63,7 @@ class StreamGate:
     @property
     def waiting(self) -> bool:
         """Whether anything is held back."""
-        return bool(self._held) or (self._through and any(one.last() for _, one in self._open()))
+        return bool(self._held) or (self._mode == "rewind" and any(one.last() for _, one in self._open()))
 
     @property
     def closed(self) -> bool:
@@ -101,6 +102,8 @@ class StreamGate:
 
         `early`: also those that are not full.
         """
+        if self._mode == "end" and not self._ended:
+            return
         for (choice, channel), windows in list(self._open()):
             while choice not in self.cut:
                 window = windows.full() or (windows.early() if early else None)
@@ -157,6 +160,8 @@ class StreamGate:
     def _free(self, held: _Held) -> bool:
         if held.ends is None:
             return False
-        if self._through:
+        if self._mode == "rewind":
             return True
+        if self._mode == "end" and (not self._ended or any(one.last() for _, one in self._open())):
+            return False
         return all(key[0] in self.cut or self._cleared.get(key, 0) >= end for key, end in held.ends.items())

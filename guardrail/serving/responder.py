@@ -36,6 +36,9 @@ class Responder:
         """The answer's first message, as long as it is held back."""
         self._body: _Body | None = None
         self._over = False
+        """Whether the answer's last byte was sent."""
+        self._ended_here = False
+        """Whether that was not the application's doing."""
 
     async def run(self, scope: Scope) -> None:
         """The whole exchange."""
@@ -49,9 +52,9 @@ class Responder:
         try:
             await self._app(plain_scope(scope), self._next_message, self._respond)
         except Exception:
-            if not self._over:
+            if not self._ended_here:
                 raise
-            # The answer was ended here: what the application makes of that is nobody's error.
+            # What the application makes of being cut off is nobody's error.
         finally:
             if self._body is not None:
                 self._body.close()
@@ -93,7 +96,7 @@ class Responder:
         await self._send(message)
 
     async def _respond(self, message: Message) -> None:
-        if self._over:
+        if self._ended_here:
             raise _Over("the answer was cut off by the guard")
         if message["type"] == "http.response.start":
             self._start = message
@@ -121,12 +124,17 @@ class Responder:
         await self._send({**start, "headers": [*headers, *self._tags()]})
 
     async def send_body(self, data: bytes, *, more: bool) -> None:
-        """A part of the answer's body; after the last one the application is told that nobody listens."""
+        """A part of the answer's body; behind the last one the application is told that nobody listens."""
         self._over = self._over or not more
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
+    def end_here(self) -> None:
+        """What the application still sends is not wanted."""
+        self._ended_here = True
+
     async def refuse(self, blocked: Blocked, body: Any = None) -> None:
         """Take the place of an answer of which nothing was sent; `body`: the one that has other choices as well."""
+        self._ended_here = True
         api, request, notice = self.exchange.route.api, self.exchange.request, blocked.notice
         if blocked.action == "block":
             await self._json(blocked.status, api.error(blocked.status, notice), blocked.retry_after)
@@ -242,6 +250,8 @@ class _Stream(_Body):
 
     async def _emit(self, data: bytes, last: bool) -> None:
         await self.responder.send_start(same_body=False)
+        if self._guarded.cut:
+            self.responder.end_here()
         await self.responder.send_body(data, more=not last)
 
     async def _refuse(self, blocked: Blocked) -> None:

@@ -22,7 +22,7 @@ Action = Literal["block", "answer", "annotate", "shadow"]
 Check = Literal["input", "output", "both"]
 Mode = Literal["withhold", "rewind", "end"]
 """Of a stream: nothing leaves before the windows it lies in are safe; everything leaves at once, and an unsafe window
-ends the stream and takes it back; everything waits for one judgement at the end."""
+ends the stream and takes it back; everything waits until the whole stream was judged."""
 Side = Literal["input", "output"]
 
 _SLASHES = re.compile(r"/{2,}")
@@ -47,7 +47,8 @@ class Route:
     status: int = 400
     """Of the error response to something unsafe."""
     mode: Mode = "withhold"
-    windowing: Windowing = field(default_factory=Windowing)
+    windowing: Windowing | None = field(default_factory=Windowing)
+    """Of answers, streamed or whole; None judges each text at its end, at once."""
     message: str = "Withheld by the content policy."
     """What a refusal says."""
 

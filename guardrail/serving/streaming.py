@@ -10,6 +10,7 @@ from guardrail.schemas.base import SchemaError
 from guardrail.serving.exchange import Blocked, Exchange
 from guardrail.serving.failures import JudgeFailure, Reason
 from guardrail.serving.gate import Due, StreamGate
+from guardrail.serving.routes import Mode
 from guardrail.sse import Event, EventParser, StreamError
 from guardrail.types import is_blank
 
@@ -29,14 +30,15 @@ class GuardedStream:
 
     def __init__(self, exchange: Exchange, emit: Emit, refuse: Refuse, *, most_bytes: int) -> None:
         route = exchange.route
-        windowing = None if route.mode == "end" else route.windowing
+        windowing = route.windowing
         self._exchange = exchange
         self._emit = emit
         self._refuse = refuse
-        self._delay = None if windowing is None else windowing.max_delay
-        self._through = route.mode == "rewind" or route.action in ("annotate", "shadow")
+        mode: Mode = "rewind" if route.action in ("annotate", "shadow") else route.mode
+        self._delay = None if windowing is None or mode == "end" else windowing.max_delay
+        self._retracts = mode == "rewind"
         self._reader = route.api.reader(exchange.request)
-        self._gate = StreamGate(self._reader, exchange.request, windowing, most_bytes=most_bytes, through=self._through)
+        self._gate = StreamGate(self._reader, exchange.request, windowing, most_bytes=most_bytes, mode=mode)
         self._most = most_bytes
         self._parser = EventParser(most_bytes)
         self._lock = asyncio.Lock()
@@ -46,6 +48,8 @@ class GuardedStream:
         self._unread = False
         """Whether the stream cannot be read, and passes all the same."""
         self.done = False
+        self.cut = False
+        """Whether it was ended before its own end."""
 
     async def feed(self, chunk: bytes) -> None:
         """The stream's next bytes."""
@@ -136,13 +140,13 @@ class GuardedStream:
 
     async def _cut(self, blocked: Blocked, *, everything: bool, choice: int = 0) -> None:
         notice = blocked.notice
-        if self._through and self._left:
+        if self._retracts and self._left:
             notice = replace(notice, details={**notice.details, "retract": True})
         ending = self._gate.stop_all(notice) if everything else self._gate.stop(choice, notice)
         if not everything and not self._gate.closed:
             await self._send(ending)
             return
-        self.done = True
+        self.done = self.cut = True
         if self._left:
             await self._emit(ending, True)
         else:

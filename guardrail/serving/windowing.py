@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from guardrail.errors import UsageError
 
-__all__ = ["TextWindows", "Unit", "Window", "Windowing"]
+__all__ = ["TextWindows", "Unit", "Window", "Windowing", "windows_of"]
 
 Unit = Literal["tokens", "sentences"]
 
@@ -31,6 +31,8 @@ class Windowing:
     """Units of a window that the next one has as well; they leave when both are safe."""
     unit: Unit = "tokens"
     """Tokens are words and punctuation marks."""
+    first: int | None = 16
+    """Units of the first window, so that something leaves soon; None for as many as the others have."""
     max_delay: float = 1.0
     """Seconds after which a window that is not full is judged all the same."""
 
@@ -41,6 +43,8 @@ class Windowing:
             raise UsageError(
                 f"overlap is {self.overlap}, size is {self.size}", hint="give a size above 0 and a smaller overlap"
             )
+        if self.first is not None and self.first < 1:
+            raise UsageError(f"first is {self.first}", hint="give 1 or more, or None")
         if not self.max_delay > 0:
             raise UsageError(f"max_delay is {self.max_delay!r}", hint="give seconds above 0")
 
@@ -53,6 +57,17 @@ class Window:
     end: int
     cleared: int
     """Up to here no other window begins before: it may leave when this window and those before it are safe."""
+
+
+def windows_of(text: str, windowing: Windowing | None) -> list[str]:
+    """The windows of a text that is there already."""
+    windows = TextWindows(windowing)
+    windows.add(text)
+    found: list[str] = []
+    while (window := windows.full() or windows.last()) is not None:
+        found.append(windows.text(window))
+        windows.judged(window)
+    return found
 
 
 class TextWindows:
@@ -86,6 +101,8 @@ class TextWindows:
             return None
         ends = self._ends()
         size, overlap = self._windowing.size, self._windowing.overlap
+        if self._offered == 0 and self._windowing.first is not None:
+            size = min(size, max(overlap + 1, self._windowing.first))
         if len(ends) < size:
             return None
         return Window(self.start, self.start + ends[size - 1], self.start + ends[size - overlap - 1])
