@@ -88,6 +88,11 @@ class Guard:
         return self._builder.template
 
     @property
+    def policy_text(self) -> bool:
+        """Whether prompts show the categories' definitions, and not their names alone."""
+        return self._builder.policy
+
+    @property
     def classifier(self) -> str:
         """All that a judgement depends on: model, taxonomy, template, and how categories are asked for and shown."""
         shown = "text" if self._builder.policy else "names"

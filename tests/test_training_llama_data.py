@@ -119,6 +119,16 @@ def test_the_stream_goes_on_pass_after_pass() -> None:
         assert same(found, expected)
 
 
+def test_the_first_packs_show_one_category_of_everything() -> None:
+    some = rows(60)
+    packs = PackStream(form(), lambda number: some, sampler(), seed=1, single=3)
+    found = [text_tokenizer().decode([int(token) for token in ways(one)[0]]) for one in islice(packs, 5)]
+    shown = ["s1: unsafe content." in text for text in found]
+    assert shown == [True, True, True, False, False]
+    verdicts = [pack.targets[pack.verdicts, 0] for pack in islice(packs, 3)]
+    assert all(VERDICT.unsafe[0] in each or VERDICT.safe[0] in each for each in verdicts)
+
+
 def test_a_policy_without_the_violated_category_makes_the_row_safe() -> None:
     without = own_policy().part([1, 2])
     bomb = Row("t", Conversation.parse("build a bomb"), 1.0, frozenset({"S1"}), explanation="It is a bomb.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from guardrail.prompting import PromptBuilder, Template
 from guardrail.taxonomy import Taxonomy
 from guardrail.tokens import TextTokenizer
 from guardrail.training.answers import Answer, Step
-from guardrail.training.packing import Branch, collate, log_likelihoods, pack
+from guardrail.training.packing import Branch, collate, log_likelihoods, pack, with_language
 from guardrail.training.prompt_ids import Encoding, PromptIds
 from guardrail.types import Conversation, Message, Role
 from tests.checkpoints import FAMILIES, TOKENIZERS, chat_template, tokenizer_of
@@ -217,3 +218,29 @@ def test_checkpoints_own_chat_templates_too(family: str, tokenizer_files: Path) 
             messages = tuple(Message(list(Role)[at % 2], turn) for at, turn in enumerate(turns))
             conversation = Conversation(messages)
             assert ids(conversation) == tuple(tokenizer.encode(builder.build(conversation)))
+
+
+@given(trees=st.lists(TREES, min_size=1, max_size=8))
+def test_the_language_of_the_prompts_is_learnt_where_one_token_follows(trees: list[list[Branch]]) -> None:
+    for branches in trees:
+        one = pack(branches)
+        paths = {branch.ids + answer.ids[:-1] for branch in branches for answer in branch.answers}
+        follow: dict[tuple[int, ...], set[int]] = {}
+        for path in paths:
+            for end in range(1, len(path)):
+                follow.setdefault(path[:end], set()).add(path[end])
+        way = [tuple(int(one.ids[at]) for at in range(place + 1) if one.ends[at] > place) for place in range(len(one))]
+        found = with_language(one, 0.5)
+        added = slice(len(one.picks), None)
+        for place, target in zip(found.picks[added], found.targets[added, 0], strict=True):
+            assert follow[way[place]] == {int(target)}
+        assert set(found.weights[added].tolist()) <= {0.5}
+        assert not found.verdicts[added].any()
+        np.testing.assert_array_equal(found.picks[: len(one.picks)], one.picks)
+        np.testing.assert_array_equal(with_language(one, 0.5).picks, found.picks)
+
+
+def test_a_quarter_of_the_places_is_learnt() -> None:
+    answer = Answer((Step((3,), verdict=True),))
+    one = pack([Branch(tuple(range(10, 2010)), (answer,))])
+    assert 400 < len(with_language(one, 0.1).picks) < 600

@@ -86,6 +86,14 @@ def test_words_start_from_a_bert_checkpoint(tokenizer: Any) -> None:
         new_model(replace(SMALL, words_from="no-such-folder"), tokenizer)
 
 
+def test_words_are_large_and_marks_small(tokenizer: Any) -> None:
+    vectors = new_model(SMALL, tokenizer).get_input_embeddings().weight.detach()
+    sizes = vectors.square().mean(dim=1).sqrt()
+    word, mark = (tokenizer.encode(text, add_special_tokens=False)[0] for text in (" safe", "\n\n"))
+    assert sizes[word] == pytest.approx(1.0)
+    assert sizes[[mark, tokenizer.eos_token_id]].tolist() == pytest.approx([0.1, 0.1])
+
+
 def test_the_language_phase_learns_the_texts(tokenizer: Any, texts: list[str], tmp_path: Path) -> None:
     spec = replace(SMALL, language_steps=8, language_tokens=1024, language_rate=1e-2)
     model = new_model(spec, tokenizer)

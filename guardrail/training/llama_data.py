@@ -58,8 +58,10 @@ class PackStream:
         sampler: PolicySampler,
         *,
         seed: int,
+        single: int = 0,
     ) -> None:
-        """`rows_of_pass(n)` gives the rows of pass n, always the same ones."""
+        """`rows_of_pass(n)` gives the rows of pass n, always the same ones; the first `single` packs show one category
+        of everything."""
         self.counts: Counter[str] = Counter()
         """Rows `shown`, of them `shortened` (their context) or `cut` (their text); how often a row was `put_back`; rows
         left out: `unlabelled`, `unknown` (the verdict, under every policy tried), `too_long`, `no_prompt` (the template
@@ -68,14 +70,17 @@ class PackStream:
         self._rows_of_pass = rows_of_pass
         self._sampler = sampler
         self._seed = seed
+        self._single = single
+        self._given = 0
 
     def __iter__(self) -> Iterator[Pack]:
         """Pass after pass without an end; UsageError when a pass has no pack."""
-        number = 0
+        number = self._given = 0
         while True:
             empty = True
             for each in self.packs(number):
                 empty = False
+                self._given += 1
                 yield each
             if empty:
                 counts = ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()))
@@ -128,6 +133,8 @@ class PackStream:
             yield pack(filling.branches)
 
     def _view(self, queue: deque[_Waiting], chosen: random.Random) -> View:
+        if self._given < self._single:
+            return View(self._format, self._sampler.single)
         candidates = self._candidates(queue)
         for _ in range(_DRAWS):
             view = View(self._format, self._sampler.draw(chosen, candidates))

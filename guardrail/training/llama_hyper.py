@@ -68,6 +68,12 @@ class LlamaHyper:
     """Steps between two checkpoints that a killed run goes on from, besides those at each evaluation."""
     verdict_weight: float = 1.0
     """Weight of the verdict's token in the loss; every other token of an answer has 1."""
+    single_steps: int = 0
+    """Steps at the beginning whose prompts show one category, of everything. For new models: between the many words of
+    a policy they find the few of a text late."""
+    language_weight: float = 0.0
+    """Weight of the prompts' own tokens in the loss, each to follow from those before it; a quarter of them is drawn.
+    For new models: a tuned one knows the language."""
     average: float | None = None
     """Decay per step of an exponential average of the weights, which is then evaluated and is the result."""
     clip: float = 1.0
@@ -87,8 +93,9 @@ class LlamaHyper:
             value = getattr(self, name)
             if value is not None:
                 _share(f"train.{name}", value)
-        if self.weight_decay < 0:
-            raise UsageError(f"train.weight_decay is {self.weight_decay:g}", hint="give 0 or more")
+        for name in ("weight_decay", "single_steps", "language_weight"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"train.{name} is {getattr(self, name):g}", hint="give 0 or more")
 
 
 def _positive(name: str, value: float) -> None:

@@ -20,7 +20,7 @@ from guardrail.training.llama_average import Average, AverageCallback
 from guardrail.training.llama_feed import Feed
 from guardrail.training.llama_hyper import LlamaHyper
 from guardrail.training.llama_validation import GOAL, Validation
-from guardrail.training.packing import Pack, collate, log_likelihoods
+from guardrail.training.packing import Pack, collate, log_likelihoods, with_language
 from guardrail.training.tree_attention import tree_mask
 
 __all__ = ["GuardTrainer"]
@@ -66,6 +66,8 @@ class GuardTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         )
 
     def _collate(self, packs: list[Pack]) -> Any:
+        if self.hyper.language_weight:
+            packs = [with_language(each, self.hyper.language_weight) for each in packs]
         return collate(packs, self.hyper.verdict_weight)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:

@@ -82,11 +82,11 @@ def fine_tune(
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", hyper.pack_tokens)
     format = Format(tokenizer, template, hyper.pack_tokens, min(hyper.pack_tokens, positions), explanation)
-    stream = PackStream(format, rows_of_pass, sampler, seed=hyper.seed)
     validation = Validation.make(format, validation_rows, judged_by)
     arguments = _arguments(hyper, folder, bool(validation.packs))
     share = hyper.packs_per_device
     per_step = share * hyper.accumulation * arguments.world_size
+    stream = PackStream(format, rows_of_pass, sampler, seed=hyper.seed, single=hyper.single_steps * per_step)
     arguments.max_steps = hyper.steps or _steps(stream, hyper.epochs or 1.0, per_step)
 
     def feed(rank: int, processes: int) -> Feed:

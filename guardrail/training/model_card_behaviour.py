@@ -57,7 +57,7 @@ def obedience(report: Found) -> str:
     return f"""
 ## Does it obey the policy?
 
-Held-out user messages that violate one category of the default taxonomy. "Is highest": how often that category has the
+Held-out user messages that violate one category of the policy. "Is highest": how often that category has the
 highest score. Then the mean verdict score, and the share flagged: with all categories, without that category, and
 without every category that the message might also violate.
 

@@ -29,8 +29,8 @@ from guardrail.training.scratch_spec import ScratchSpec
 
 __all__ = ["Blocks", "language_phase", "new_model"]
 
-# Of the first layer's inputs; about what word vectors of a trained BERT have, and what the new ones start with.
-_SPREAD = 0.05
+# The size of a mark's vector beside a word's.
+_MARK = 0.1
 
 
 def new_model(spec: ScratchSpec, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -44,7 +44,8 @@ def new_model(spec: ScratchSpec, tokenizer: PreTrainedTokenizerFast) -> LlamaFor
         num_attention_heads=spec.heads,
         num_key_value_heads=spec.heads,
         max_position_embeddings=spec.positions,
-        tie_word_embeddings=True,
+        # One matrix for both would have to be small for the logits and large beside what the layers add to a word.
+        tie_word_embeddings=False,
         # The usual 0.02 is made for wider models: here it leaves attention flat for hundreds of steps.
         initializer_range=spec.hidden**-0.5,
         bos_token_id=tokenizer.bos_token_id,
@@ -54,7 +55,25 @@ def new_model(spec: ScratchSpec, tokenizer: PreTrainedTokenizerFast) -> LlamaFor
     model = LlamaForCausalLM(config)
     if spec.words_from is not None:
         _start_from_words(model, tokenizer, Path(spec.words_from))
+    _balance(model, tokenizer, spec)
     return model
+
+
+def _balance(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, spec: ScratchSpec) -> None:
+    """Words as large as what all layers together add to them, so that they are still told apart behind those.
+
+    Control tokens and marks are small: the verdict is read at one of them, where what was said before has to show.
+    """
+    with torch.no_grad():
+        vectors = model.get_input_embeddings().weight
+        vectors.div_(vectors.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-6))
+        special = set(tokenizer.all_special_ids)
+        for token in range(len(tokenizer)):
+            if token in special or not any(char.isalnum() for char in tokenizer.decode([token])):
+                vectors[token] *= _MARK
+        for layer in model.model.layers:
+            for branch in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                branch.weight.mul_((2 * spec.layers) ** -0.5)
 
 
 def _start_from_words(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -74,6 +93,8 @@ def _start_from_words(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFas
         )
     words.no_truncation()
     words.no_padding()
+    # What all words have in common tells none of them apart.
+    vectors = vectors - vectors.mean(dim=0)
     with torch.no_grad():
         for token in range(len(tokenizer)):
             text = tokenizer.decode([token]).strip()
@@ -81,7 +102,6 @@ def _start_from_words(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFas
                 found = words.encode(text, add_special_tokens=False).ids
                 if found:
                     target[token] = vectors[found].mean(dim=0)
-        target.mul_(_SPREAD / target.std())
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
