@@ -12,7 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardrail.middleware import GuardMiddleware, Windowing
+from guardrail.schemas.base import ChatRequest, Notice
+from guardrail.schemas.openai import ChatCompletions
+from guardrail.serving.gate import StreamGate
 from guardrail.serving.routes import Mode
+from guardrail.sse import EventParser
 from tests.chat_streams import (
     BAD,
     Answered,
@@ -118,13 +122,61 @@ def test_no_character_of_an_unsafe_window_leaves(
     assert answered.events()[-1] == "[DONE]"
 
 
+@settings(max_examples=300)
+@given(
+    st.lists(st.one_of(WORDS, st.sampled_from([BAD, "BO", "MB ", None])), max_size=60),
+    WINDOWINGS,
+    st.sampled_from(["withhold", "end"]),
+)
+def test_the_clock_releases_no_character_of_an_unsafe_window(
+    texts: list[str | None], windowing: Windowing, mode: Mode
+) -> None:
+    """None stands for the clock: what is there is judged although its window is not full."""
+    reader = ChatCompletions().reader(ChatRequest())
+    gate = StreamGate(reader, ChatRequest(), windowing, most_bytes=1 << 20, mode=mode)
+    whole, released, unsafe = "", b"", len("".join(text or "" for text in texts))
+
+    def judge(early: bool) -> None:
+        nonlocal released, unsafe
+        for due in gate.due(early=early):
+            assert due.text == whole[due.window.start : due.window.end]
+            if BAD in due.text:
+                unsafe = min(unsafe, due.window.start)
+                gate.stop(0, Notice("unsafe", ""))
+                return
+            gate.safe(due)
+        released += gate.release()
+
+    for text in [*texts, ""]:
+        if text is None:
+            judge(early=True)
+            continue
+        (event,) = EventParser().feed(chat_events([(0, text)], 0, done=False)[0])
+        whole += text
+        gate.hold(event)
+        gate.read(reader.read(event))
+        judge(early=False)
+        if gate.cut:
+            break
+    gate.end()
+    if not gate.cut:
+        judge(early=False)
+    said = "".join(event.json()["choices"][0]["delta"]["content"] for event in EventParser().feed(released))
+    assert whole.startswith(said)
+    assert len(said) <= unsafe
+    assert gate.cut or said == whole
+
+
 def test_overlap_finds_what_lies_across_two_windows() -> None:
     """Whatever fits into the overlap is seen whole by some window."""
     texts = [f"w{number} " for number in range(30)]
+    phrase = guard("pipe bomb")
     for place in range(30):
-        said = [*texts[:place], "BO", "MB ", *texts[place:]]
-        answered, _ = streamed(chat_events([(0, text) for text in said]), windowing=Windowing(6, 2), action="answer")
-        assert BAD not in answered.chat_text()
+        said = [*texts[:place], "pi", "pe bo", "mb ", *texts[place:]]
+        upstream = Upstream(chat_events([(0, text) for text in said]), STREAM)
+        app = GuardMiddleware(upstream, phrase, windowing=Windowing(6, 2), action="answer")
+        answered = asyncio.run(ask(app, chat_body(stream=True)))
+        assert "bomb" not in answered.chat_text()
         assert answered.finish() == "content_filter"
 
 

@@ -82,6 +82,8 @@ class GuardedStream:
         """The client or the application is gone: nothing is judged any more."""
         self._stop_timer()
         self.done = True
+        if self._timer is not None and not self._timer.cancelled():
+            self._timer.exception()  # nobody is left to be told
 
     async def _guarded(self, work: Awaitable[None]) -> None:
         try:
