@@ -53,6 +53,7 @@ def run(installed: Path, cwd: Path, *arguments: str) -> str:
 def test_the_wheel_carries_its_data_and_is_small(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "guardrail/evaluation/report.html.jinja" in names
+    assert {"guardrail/server/page/index.html", "guardrail/server/openapi.yaml"} <= names
     for kind, pattern in (("taxonomies", "*.yaml"), ("prompts", "*.jinja"), ("evals", "**/*.yaml")):
         expected = {f"guardrail/_data/{path.relative_to(ROOT)}" for path in (ROOT / kind).glob(pattern)}
         assert expected
