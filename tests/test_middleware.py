@@ -382,6 +382,16 @@ def test_a_hanging_classifier_and_a_full_queue() -> None:
     assert sorted(codes) == ["overloaded", "overloaded", "timeout", "timeout", "timeout"]
 
 
+def test_a_long_answer_does_not_fill_the_queue_alone() -> None:
+    """It has far more windows than the queue has places."""
+    answered = get(chat_body(), upstream=Upstream(completion("a word " * 1000)), limits=Limits(queue=8, batch=4))
+    assert answered.status == 200
+    answered = get(
+        chat_body(), upstream=Upstream(completion("a word " * 1000 + "BOMB")), limits=Limits(queue=8, batch=4)
+    )
+    assert answered.json()["error"]["code"] == "content_filter"
+
+
 def test_failures_can_be_opened_one_by_one() -> None:
     failing = Failing()
     answered = get(chat_body(), guard=failing.guard(), on_failure={"backend_error": "annotate"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import logging
@@ -35,6 +34,7 @@ from guardrail.server.settings import Settings, from_environment
 from guardrail.server.telemetry import Telemetered, Telemetry, log_to_stderr
 from guardrail.server.upstream import Upstream
 from guardrail.serving.failures import JudgeFailure
+from guardrail.serving.judge import in_turns
 from guardrail.serving.routes import DEFAULT_ROUTES, Action, Mode, Side
 from guardrail.types import Conversation, Decision, Message, Role, is_blank
 
@@ -159,7 +159,11 @@ class _Server:
         """`POST /v1/moderations`."""
         texts = inputs(await json_object(request, self.settings.most_bytes), self.settings.most_inputs)
         conversations = [None if is_blank(text) else Conversation((Message(Role.USER, text),)) for text in texts]
-        decisions = await asyncio.gather(*(self._judged(request, self.guard, one) for one in conversations))
+
+        async def judged(conversation: Conversation | None) -> Decision | None:
+            return await self._judged(request, self.guard, conversation)
+
+        decisions = await in_turns(conversations, judged, self.settings.limits.batch)
         return JSONResponse(self._moderations.response(decisions))
 
     async def judge(self, request: Request) -> Response:

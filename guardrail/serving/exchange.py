@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 from guardrail.guard import Guard
 from guardrail.schemas.base import Answer, ChatRequest, Notice, SchemaError
 from guardrail.serving.failures import JudgeFailure, Reason
-from guardrail.serving.judge import Judge
+from guardrail.serving.judge import Judge, in_turns
 from guardrail.serving.routes import Action, Route, Side
 from guardrail.serving.windowing import windows_of
 from guardrail.types import Conversation, Decision, Message, Role, Verdict, is_blank
@@ -123,7 +122,7 @@ class Exchange:
             return failure
 
     async def _judged(self, conversations: Sequence[Conversation]) -> list[Decision | JudgeFailure]:
-        return list(await asyncio.gather(*map(self.decide, conversations)))
+        return await in_turns(conversations, self.decide, self.judge.limits.batch)
 
     def outcome(
         self,

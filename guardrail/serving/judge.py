@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from guardrail.errors import BackendError, GuardrailError, UsageError
 from guardrail.guard import Guard
@@ -16,7 +17,10 @@ from guardrail.serving.failures import JudgeFailure, Reason
 from guardrail.types import Conversation, Decision
 from guardrail.workers import Workers
 
-__all__ = ["Judge", "Limits"]
+__all__ = ["Judge", "Limits", "in_turns"]
+
+_Asked = TypeVar("_Asked")
+_Answered = TypeVar("_Answered")
 
 _RETRY = 1.0
 _log = logging.getLogger("guardrail.serving")
@@ -160,3 +164,13 @@ class Judge:
     def close(self) -> None:
         """Wait for the batches that run; the guards stay open."""
         self._workers.close()
+
+
+async def in_turns(
+    asked: Sequence[_Asked], ask: Callable[[_Asked], Awaitable[_Answered]], most: int
+) -> list[_Answered]:
+    """The answers to many questions of one request, so many at a time: a long one must not fill the queue alone."""
+    found: list[_Answered] = []
+    for start in range(0, len(asked), most):
+        found += await asyncio.gather(*map(ask, asked[start : start + most]))
+    return found
