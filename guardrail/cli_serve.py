@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,6 +95,8 @@ def _application(settings: Settings, workers: int) -> Any:
     log_to_stderr()
     if workers == 1:
         return create_app(settings)
+    import tempfile  # slow to import, and only needed here
+
     settings.guard().close()
     to_environment(settings)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="guardrail-metrics-")
