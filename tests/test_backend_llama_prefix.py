@@ -18,7 +18,8 @@ from transformers import (
     MistralConfig,
 )
 
-from guardrail.backends.llama_batching import Question, Row, batch_cost, batch_end, rows_for
+from guardrail.backends.causal_rows import Question, Row, rows_for
+from guardrail.backends.llama_batching import batch_cost, batch_end
 from guardrail.backends.llama_forward import Forward
 from guardrail.backends.llama_prefix import PrefixCache, common_length
 from guardrail.backends.llama_runner import Runner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Any, Final
+from typing import Final
 
 from guardrail.errors import ModelError
 from guardrail.prompting import Template
@@ -39,17 +39,11 @@ def detect_family(control_tokens: Container[str], chat_template: str | None) -> 
     return "llama-guard-3-1b" if "excluded_category_keys" in chat_template else "llama-guard-3"
 
 
-def template_for(name: str | None, tokenizer: Any) -> Template:
-    """The prompt template to use: the one named, else the checkpoint's own, else its family's shipped one.
-
-    `tokenizer` is the checkpoint's transformers tokenizer.
-    """
+def template_for(name: str | None, control_tokens: Container[str], chat_template: str | None) -> Template:
+    """The prompt template to use: the one named, else the checkpoint's own, else its family's shipped one."""
     if name is not None:
         return Template.load(name)
-    chat_template = tokenizer.chat_template
-    if isinstance(chat_template, dict):
-        chat_template = chat_template.get("default")
-    family = detect_family(tokenizer.get_added_vocab(), chat_template)
+    family = detect_family(control_tokens, chat_template)
     return Template.load(family) if chat_template is None else Template.from_chat_template(chat_template, family)
 
 

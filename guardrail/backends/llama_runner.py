@@ -8,15 +8,13 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from guardrail.backends.llama_batching import Row, batch_cost, batch_end
+from guardrail.backends.causal_rows import Answer, Row
+from guardrail.backends.llama_batching import batch_cost, batch_end
 from guardrail.backends.llama_forward import Forward, Prefix
 from guardrail.backends.llama_prefix import PrefixCache
 from guardrail.errors import BackendError, OutOfMemoryError
 
-__all__ = ["Answer", "Runner", "out_of_memory"]
-
-Answer = dict[int, list[float]]
-"""The logits that one row read, by question."""
+__all__ = ["Runner", "out_of_memory"]
 
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 _log = logging.getLogger("guardrail")
