@@ -21,6 +21,7 @@ from transformers import (
 from guardrail.backends.causal_rows import Question, Row, rows_for
 from guardrail.backends.llama_batching import batch_cost, batch_end
 from guardrail.backends.llama_forward import Forward
+from guardrail.backends.llama_packed import blocks_of
 from guardrail.backends.llama_prefix import PrefixCache, common_length
 from guardrail.backends.llama_runner import Runner
 
@@ -190,3 +191,66 @@ def test_other_architectures_give_what_their_plain_forward_pass_gives(name: str)
             expected = logits[read.position, list(read.tokens)].tolist()
             assert answer[read.question] == pytest.approx(expected, abs=2e-5)
     assert len(runner.prefixes) == (name != "no attention")
+
+
+# rows one behind the other
+
+
+LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+
+
+@given(LENGTHS, st.integers(1, 30))
+def test_blocks_hold_every_query_once_and_hide_all_but_its_own_rows_earlier_tokens(
+    lengths: list[int], size: int
+) -> None:
+    owner = [row for row, length in enumerate(lengths) for _ in range(length)]
+    blocks = list(blocks_of(lengths, size))
+    assert [place for block in blocks for place in range(block.start, block.stop)] == list(range(sum(lengths)))
+    for block in blocks:
+        assert 0 < block.stop - block.start <= size
+        for query in range(block.start, block.stop):
+            seen = [
+                block.first + at for at, hidden in enumerate(block.hidden[query - block.start].tolist()) if not hidden
+            ]
+            assert seen == [place for place in range(query + 1) if owner[place] == owner[query]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True},
+        {"num_key_value_heads": 1, "head_dim": 32, "tie_word_embeddings": True},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+                             "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+    ],
+    ids=["grouped", "biases", "one group, wide heads, tied", "llama 3 positions"],
+)  # fmt: skip
+def test_packed_rows_get_what_padded_rows_get(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    model = small(LlamaConfig(**{**SMALL, "initializer_range": 0.1, **settings})).to(dtype)
+    padded, packed = Forward(model, pack=False), Forward(model)
+    assert padded.pads
+    assert not packed.pads
+    generator = torch.Generator().manual_seed(2)
+    rows = [torch.randint(1, 500, (count,), generator=generator).tolist() for count in (3, 90, 1, 40, 300, 7)]
+    places = [(index, at) for index, row in enumerate(rows) for at in {0, len(row) // 2, len(row) - 1}]
+    wanted = [5, 77, 400]
+    policy = torch.randint(1, 500, (60,), generator=generator).tolist()
+    tolerance = 2e-5 if dtype == torch.float32 else 0.08
+    for prefix in (None, padded.prefix(policy)):
+        plain = torch.tensor(padded.read(rows, prefix, places, wanted))
+        assert plain.abs().max() > 0.5
+        torch.testing.assert_close(
+            torch.tensor(packed.read(rows, prefix, places, wanted)), plain, atol=tolerance, rtol=0
+        )
+
+
+def test_weights_are_joined_without_a_second_copy() -> None:
+    model = small()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Forward(model)
+    attention = model.model.layers[0].self_attn
+    assert attention.q_proj.weight.untyped_storage().data_ptr() == attention.v_proj.weight.untyped_storage().data_ptr()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -13,10 +13,12 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    LlamaForCausalLM,
 )
 
 from guardrail.backends.llama import LlamaBackend
 from guardrail.backends.llama_loading import Checkpoint, load_checkpoint
+from guardrail.backends.llama_prefix import common_length
 from guardrail.errors import BackendError, OutOfMemoryError
 from guardrail.guard import Guard
 from guardrail.prompting import Prompt, PromptBuilder
@@ -69,24 +71,28 @@ def test_each_category_keeps_its_own_prefix(backend: LlamaBackend) -> None:
 
 
 class Failing(torch.nn.Module):
-    """Stands before a layer and raises for batches of more rows than it allows."""
+    """Stands before a layer and raises for inputs that are longer than it allows: of rows, or of packed tokens."""
 
-    def __init__(self, inner: torch.nn.Module, rows: int, error: Exception) -> None:
+    def __init__(self, inner: torch.nn.Module, longest: int, error: Exception) -> None:
         super().__init__()
-        self.inner, self.rows, self.error = inner, rows, error
+        self.inner, self.longest, self.error = inner, longest, error
 
     def forward(self, ids: torch.Tensor) -> Any:
-        if len(ids) > self.rows:
+        if len(ids) > self.longest:
             raise self.error
         return self.inner(ids)
 
 
-def failing(checkpoint: Checkpoint, rows: int, error: Exception) -> LlamaBackend:
-    """A backend of its own whose model raises the error for batches of more than so many rows."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder).eval()
+class Padded(LlamaForCausalLM):  # type: ignore[misc]  # transformers is not typed
+    """A Llama that is run like any other architecture: with its rows side by side."""
+
+
+def failing(checkpoint: Checkpoint, longest: int, error: Exception, kind: Any = Padded) -> LlamaBackend:
+    """A backend of its own whose model raises the error for batches of more than so many rows, or packed tokens."""
+    model = kind.from_pretrained(checkpoint.folder).eval()
     own = Checkpoint(model, checkpoint.tokenizer, "failing@0", checkpoint.folder, 4096, 32000)
     backend = LlamaBackend(own, token_budget=8192)
-    model.model.embed_tokens = Failing(model.model.embed_tokens, rows, error)
+    model.model.embed_tokens = Failing(model.model.embed_tokens, longest, error)
     return backend
 
 
@@ -110,6 +116,22 @@ def test_out_of_memory_halves_the_batch_and_says_so(
     with caplog.at_level(logging.WARNING, "guardrail"):
         broken.logits(prompts_of(broken, *TEXTS))
     assert not caplog.records, "the lowered budget stays"
+
+
+def test_packed_rows_are_halved_too(
+    checkpoint: Checkpoint, backend: LlamaBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = prompts_of(backend, *TEXTS)
+    expected = backend.logits(prompts)
+    ids = sorted((tuple(backend.tokenizer.encode(prompt)) for prompt in prompts), key=len)
+    shared = common_length(ids)
+    half = sum(len(one) - shared for one in ids[4:])
+    broken = failing(checkpoint, half, MemoryError(), LlamaForCausalLM)
+    with caplog.at_level(logging.WARNING, "guardrail"):
+        answers = broken.logits(prompts, categories=False)
+    for one, other in zip(answers, expected, strict=True):
+        assert numbers(one) == pytest.approx(numbers(other)[:2], abs=1e-5)
+    assert "out of memory" in caplog.text
 
 
 def test_a_second_failure_is_an_error_for_the_rows_of_that_half(checkpoint: Checkpoint) -> None:
@@ -166,7 +188,7 @@ prompts = [builder.build(Conversation.parse(text)) for text in texts]
 expected = backend.logits(prompts)
 soft, hard = resource.getrlimit(resource.RLIMIT_AS)
 seen = set()
-for megabytes in range(25, 500, 25):
+for megabytes in range(200, 4000, 200):
     limited = fresh()
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + megabytes * 2**20, hard))
@@ -188,8 +210,10 @@ print(sorted(seen))
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs the limits of Linux")
-def test_a_machine_with_too_little_memory(folder: Path) -> None:
+def test_a_machine_with_too_little_memory(tokenizer_files: Path, tmp_path: Path) -> None:
     """Real allocations fail: less and less of the batch does until all of it fits."""
+    tokenizer = tokenizer_of("llama-guard-1", tokenizer_files)
+    folder = save_checkpoint(tmp_path, tokenizer, intermediate_size=4096)
     done = subprocess.run(
         [sys.executable, "-c", _LIMITED, str(folder)], capture_output=True, text=True, check=False, env=dict(os.environ)
     )

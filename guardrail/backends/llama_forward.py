@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from guardrail.backends.llama_packed import PackedLlama
 from guardrail.errors import ModelError
 
 __all__ = ["Forward", "Prefix"]
@@ -62,18 +64,28 @@ class _SharedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not t
 class Forward:
     """Runs a transformers causal language model. Not thread-safe.
 
-    Rows are padded on the right. In causal attention no token sees what follows it, so padding needs no mask, every
-    row has the same positions, and a row's numbers do not depend on the rows beside it.
+    A Llama on a CPU takes its rows one behind the other. Elsewhere rows are padded on the right: in causal attention
+    no token sees what follows it, so padding needs no mask, every row has the same positions, and a row's numbers do
+    not depend on the rows beside it.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, pack: bool = True) -> None:
+        """`pack=False` pads in any case."""
         self._model = model
         decoder = model.get_decoder()
         self._decoder = model.model if decoder is model else decoder  # Llama 4's class names itself
         self._head = model.get_output_embeddings()
         self.device: torch.device = self._head.weight.device
         self.dtype: torch.dtype = model.dtype
+        self._packed: PackedLlama | None = None
         self._plain_head, self.shares_prefix, self.bytes_per_token = self._probe()
+        if pack and self._plain_head and self.shares_prefix and PackedLlama.fits(model):
+            self._packed = PackedLlama(model)
+
+    @property
+    def pads(self) -> bool:
+        """Whether every row of a batch takes as much as the longest one."""
+        return self._packed is None
 
     @torch.inference_mode()
     def prefix(self, ids: Sequence[int], base: Prefix | None = None) -> Prefix:
@@ -98,22 +110,29 @@ class Forward:
         `rows` are token ids after the prefix, of any lengths; a place is (row, position in that row). Returns one
         list per place, aligned with `tokens`, computed in float32 from the model's last hidden states.
         """
-        ids = self._tensor(rows)
-        cache = Cache(layers=[_SharedLayer(*states) for states in prefix.states]) if prefix else None
         row = torch.tensor([place[0] for place in places], device=self.device)
         position = torch.tensor([place[1] for place in places], device=self.device)
         wanted = torch.tensor(tokens, device=self.device)
-        if self._plain_head:
-            states = self._decode(ids, cache)[row, position].float()
-            weight = self._head.weight[wanted].float()
-            bias = getattr(self._head, "bias", None)
-            logits = torch.nn.functional.linear(states, weight, None if bias is None else bias[wanted].float())
+        if self._packed:
+            starts = torch.tensor([0, *accumulate(map(len, rows))])
+            states = self._packed.decode(rows, prefix.states if prefix else None)
+            logits = self._read_out(states[starts[row] + position], wanted)
+        elif self._plain_head:
+            logits = self._read_out(self._decode(self._tensor(rows), _shared(prefix))[row, position], wanted)
         else:
             kept, column = torch.unique(position, return_inverse=True)
-            output = self._model(ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=kept)
+            output = self._model(
+                self._tensor(rows), past_key_values=_shared(prefix), use_cache=prefix is not None, logits_to_keep=kept
+            )
             logits = output.logits[row, column][:, wanted].float()
         values: list[list[float]] = logits.tolist()
         return values
+
+    def _read_out(self, states: Tensor, wanted: Tensor) -> Tensor:
+        """The logits of the wanted tokens alone, in float32."""
+        bias = getattr(self._head, "bias", None)
+        weight = self._head.weight[wanted].float()
+        return torch.nn.functional.linear(states.float(), weight, None if bias is None else bias[wanted].float())
 
     def _tensor(self, rows: Sequence[Sequence[int]]) -> Tensor:
         longest = max(map(len, rows))
@@ -143,14 +162,17 @@ class Forward:
         plain = self._head.weight.is_floating_point() and torch.allclose(self._head(states), whole, rtol=1e-5, atol=0)
         try:
             prefix = self.prefix(first)
-            cache = Cache(layers=[_SharedLayer(*pair) for pair in prefix.states])
-            shares = _close(self._decode(self._tensor([rest]), cache), states[:, len(first) :])
+            shares = _close(self._decode(self._tensor([rest]), _shared(prefix)), states[:, len(first) :])
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
             shares = False
         if not shares:
             _log.warning("the policy is computed anew for each request: this architecture does not allow to share it")
             return plain, False, 0
         return plain, True, prefix.nbytes // len(prefix.ids)
+
+
+def _shared(prefix: Prefix | None) -> Cache | None:
+    return Cache(layers=[_SharedLayer(*states) for states in prefix.states]) if prefix else None
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -43,7 +43,7 @@ class Runner:
         ordered = [rows[index] for index in order]
         done: list[Answer | BackendError] = []
         while len(done) < len(ordered):
-            end = batch_end(ordered, len(done), length, self.token_budget)
+            end = batch_end(ordered, len(done), length, self.token_budget, pads=self._forward.pads)
             done += self._batch(ordered[len(done) : end], prefix)
         answers = dict(zip(order, done, strict=True))
         return [answers[index] for index in range(len(rows))]
@@ -63,7 +63,7 @@ class Runner:
             return result
         if not out_of_memory(result) or len(rows) == 1:
             return [_failure(result, rows)] * len(rows)
-        self.token_budget = max(1, batch_cost(rows, len(prefix.ids) if prefix else 0) // 2)
+        self.token_budget = max(1, batch_cost(rows, len(prefix.ids) if prefix else 0, pads=self._forward.pads) // 2)
         _log.warning(
             "out of memory with %d rows of up to %d tokens: the batch is halved, the token budget is now %d",
             len(rows),
