@@ -104,11 +104,9 @@ class _Graph:
         return self.add("LayerNormalization", inputs, name, axis=-1, epsilon=norm.eps)
 
     def skip_norm(self, value: str, skip: str, linear: nn.Linear, norm: nn.LayerNorm, name: str) -> str:
-        """norm(value + skip + linear.bias)."""
-        assert norm.bias is not None
-        inputs = [value, skip, self.floats(f"{name}.gamma", norm.weight), self.floats(f"{name}.beta", norm.bias),
-                  self.floats(f"{name}.bias", linear.bias)]  # fmt: skip
-        return self.fused("SkipLayerNormalization", inputs, name, epsilon=norm.eps)
+        """norm(value + skip + linear.bias), in three steps: as one operator it takes ten times as long on a CPU."""
+        biased = self.add("Add", [value, self.floats(f"{name}.bias", linear.bias)], f"{name}.biased")
+        return self.norm(self.add("Add", [biased, skip], f"{name}.sum"), norm, name)
 
 
 def _eight_bits(
