@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BackendError": "errors",
+    "Cascade": "cascade",
     "Category": "taxonomy",
     "CategoryScore": "types",
     "Conversation": "types",
@@ -44,6 +45,7 @@ _HOME = {
 
 __all__ = [
     "BackendError",
+    "Cascade",
     "Category",
     "CategoryScore",
     "Conversation",
@@ -69,6 +71,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from guardrail.cascade import Cascade
     from guardrail.errors import (
         BackendError,
         ConversationError,

@@ -81,4 +81,7 @@ class GuardMiddleware:
     def judge(self, guard: Guard) -> Judge:
         """The judge of this guard's classifier for the running event loop."""
         judges = self._judges.setdefault(asyncio.get_running_loop(), {})
-        return judges.setdefault(id(guard.backend), Judge(self.limits, self._batched))
+        found = judges.get(id(guard.backend))
+        if found is None:
+            found = judges[id(guard.backend)] = Judge(self.limits.suited_to(guard), self._batched)
+        return found

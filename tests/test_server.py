@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -10,8 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +166,10 @@ def test_a_streamed_chat_is_cut_at_a_planted_sentence(client: openai.OpenAI) -> 
     assert "fuse" not in said
 
 
-@pytest.mark.parametrize("script", ["die", "die unsafe"])
-def test_a_model_server_that_dies_in_mid_stream(client: openai.OpenAI, server: Served, script: str) -> None:
-    """Twenty times; nothing unjudged leaves, nothing waits afterwards, and the server works."""
+def broken_streams(client: openai.OpenAI, script: str, times: int) -> int:
+    """How many of so many streams ended without an end; nothing unjudged may have left."""
     broken = 0
-    for _ in range(20):
+    for _ in range(times):
         said = ""
         chunks = client.chat.completions.create(model="m", messages=[{"role": "user", "content": script}], stream=True)
         try:
@@ -179,11 +180,53 @@ def test_a_model_server_that_dies_in_mid_stream(client: openai.OpenAI, server: S
             broken += 1
         assert 0 < len(said) <= len(STORY)
         assert "fuse" not in said
+    return broken
+
+
+@pytest.mark.parametrize("script", ["die", "die unsafe"])
+def test_a_model_server_that_dies_in_mid_stream(client: openai.OpenAI, server: Served, script: str) -> None:
+    """Twenty times; nothing unjudged leaves, nothing waits or runs afterwards, and the server works."""
     # In the middle of the harmful sentence, the guard may be faster than the death of the server.
-    assert broken == 20 or script == "die unsafe"
+    assert broken_streams(client, script, 20) == 20 or script == "die unsafe"
     assert server.get("/ready")[0] == 200
     assert streamed(client, "say still here")[0] == "still here "
+    under_way = 'guardrail_requests_in_progress{path="/v1/chat/completions"}'
+    eventually(lambda: f"{under_way} 0.0" in server.get("/metrics")[1])
     assert "guardrail_queue_depth 0.0" in server.get("/metrics")[1]
+
+
+@pytest.mark.parametrize("script", ["die", "die unsafe"])
+def test_no_task_is_left_when_the_model_server_dies(model: tuple[str, list[Any]], script: str) -> None:
+    """The same application in a thread of this process, where its event loop can be looked into."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    app = create_app(Settings(upstream=model[0], page=False))
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        loops.append(asyncio.get_running_loop())
+        await app(scope, receive, send)
+
+    with running(watched) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        assert streamed(client, "say hello")[0] == "hello "
+        eventually(lambda: not requests_of(loops[-1]))
+        before = len(asyncio.all_tasks(loops[-1]))
+        broken_streams(client, script, 10)
+        eventually(lambda: len(asyncio.all_tasks(loops[-1])) <= before)
+        assert not requests_of(loops[-1])
+        assert streamed(client, "say still here")[0] == "still here "
+
+
+def requests_of(loop: asyncio.AbstractEventLoop) -> list[str]:
+    """The tasks that answer a request or stream a text."""
+    names = (getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks(loop))
+    return [name for name in names if name.startswith(("RequestResponseCycle", "GuardedStream"))]
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    """A server may end a request some moments after its client saw the end."""
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.05)
 
 
 def test_garbage_from_the_model_server(client: openai.OpenAI) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from guardrail.guard import Guard
 from guardrail.server.errors import BadRequest
 from guardrail.taxonomy import Taxonomy
-from guardrail.taxonomy_map import Mapping, mapping
+from guardrail.taxonomy_map import mapping
 from guardrail.types import Decision
 
 __all__ = ["Moderations", "inputs"]
@@ -50,8 +50,16 @@ class Moderations:
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
-        self._target = Taxonomy.load("openai-moderation")
-        self._map: Mapping = mapping(guard.taxonomy, self._target)
+        target = Taxonomy.load("openai-moderation")
+        found = mapping(guard.taxonomy, target)
+        self._codes = target.codes
+        self._pairs = [(pair.source, pair.target) for pair in found.pairs]
+        self._input_types = {code: ["text"] for code in target.codes}
+        self._own = {
+            "taxonomy": guard.taxonomy.ref,
+            "unmapped": list(found.without_counterpart),
+            "not_shown": list(found.going_nowhere),
+        }
 
     def response(self, decisions: Sequence[Decision | None]) -> dict[str, Any]:
         """One result per decision; None is a blank text, in which there is nothing that could be flagged."""
@@ -59,26 +67,24 @@ class Moderations:
             "id": f"modr-{uuid.uuid4().hex}",
             "model": self._guard.backend.name,
             "results": [self._result(decision) for decision in decisions],
-            "guardrail": {
-                "taxonomy": self._guard.taxonomy.ref,
-                "unmapped": list(self._map.without_counterpart),
-                "not_shown": list(self._map.going_nowhere),
-            },
+            "guardrail": self._own,
         }
 
     def _result(self, decision: Decision | None) -> dict[str, Any]:
-        scores = {c.code: c.score for c in decision.categories} if decision else dict.fromkeys(self._codes, 0.0)
-        flags = {c.code: float(c.flagged) for c in decision.categories} if decision else dict.fromkeys(self._codes, 0.0)
+        scores = dict.fromkeys(self._codes, 0.0)
+        flags = dict.fromkeys(self._codes, False)
+        if decision is not None:
+            found = {category.code: category for category in decision.categories}
+            # As `taxonomy_map.Mapping.convert`, which looks every code up anew.
+            for source, target in self._pairs:
+                scores[target] = max(scores[target], found[source].score)
+                flags[target] = flags[target] or found[source].flagged
         result = {
             "flagged": decision is not None and decision.flagged,
-            "categories": {code: bool(value) for code, value in self._map.convert(flags).items()},
-            "category_scores": {code: value or 0.0 for code, value in self._map.convert(scores).items()},
-            "category_applied_input_types": {code: ["text"] for code in self._target.codes},
+            "categories": flags,
+            "category_scores": scores,
+            "category_applied_input_types": self._input_types,
         }
         if decision is not None:
             result["guardrail"] = decision.to_dict()
         return result
-
-    @property
-    def _codes(self) -> tuple[str, ...]:
-        return self._guard.taxonomy.codes

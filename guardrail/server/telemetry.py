@@ -26,6 +26,7 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _ID = re.compile(r"[\w.:-]{1,128}")
 _MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 _log = logging.getLogger("guardrail.server")
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Telemetry:
@@ -35,6 +36,9 @@ class Telemetry:
         self.registry = CollectorRegistry()
         on: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("guardrail_requests_total", "Requests", ["path", "status"], **on)
+        self.under_way = Gauge(
+            "guardrail_requests_in_progress", "Requests under way", ["path"], multiprocess_mode="livesum", **on
+        )
         self.verdicts = Counter("guardrail_verdicts_total", "Judged texts", ["side", "verdict"], **on)
         self.categories = Counter("guardrail_categories_total", "Flagged categories", ["code"], **on)
         self.errors = Counter("guardrail_errors_total", "Texts without a judgement", ["reason"], **on)
@@ -89,7 +93,8 @@ class Telemetered:
             await send(message)
 
         path = scope["path"] if scope["path"] in self._known else "other"
-        with self._tracer.start_as_current_span(f"{scope['method']} {path}") as span:
+        under_way = self._telemetry.under_way.labels(path).track_inprogress()
+        with under_way, self._tracer.start_as_current_span(f"{scope['method']} {path}") as span:
             span.set_attribute("guardrail.request_id", identity)
             try:
                 await self._app(scope, receive, tell)
@@ -108,7 +113,7 @@ class _Lines(logging.Formatter):
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return _encode(line)
 
 
 def log_to_stderr() -> None:

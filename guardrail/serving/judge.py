@@ -6,7 +6,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import TypeVar
 
 from guardrail.errors import BackendError, GuardrailError, UsageError
@@ -36,8 +38,8 @@ class Limits:
     """The most that are judged in one call."""
     gather: float = 0.0
     """Seconds that a batch waits for more to come. What comes while another batch runs is gathered at any rate."""
-    workers: int = 1
-    """Batches at a time."""
+    workers: int | None = None
+    """Batches at a time; by default what `suited_to` says."""
     timeout: float = 10.0
     """Seconds from the request to its decision."""
     failures: int = 5
@@ -47,11 +49,30 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("queue", "batch", "workers", "timeout", "failures"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)!r}", hint="give a number above 0")
+            value = getattr(self, name)
+            if not (value is None and name == "workers") and not value > 0:
+                raise UsageError(f"{name} is {value!r}", hint="give a number above 0")
         for name in ("gather", "cooldown"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)!r}", hint="give 0 or more")
+
+    def suited_to(self, guard: Guard) -> Limits:
+        """With the number of workers that suits the guard's classifier, where none was given: two for the embedded one.
+
+        It runs text by text, so two half batches take no longer than a whole one, and one of them is judged while the
+        answers of the other are sent. Other classifiers read a batch in less time than two half ones.
+        """
+        if self.workers is not None:
+            return self
+        return replace(self, workers=2 if _text_by_text(guard) else 1)
+
+
+def _text_by_text(guard: Guard) -> bool:
+    if not guard.template.header.encoder:
+        return False
+    from guardrail.backends.encoder import EncoderBackend  # loads ONNX Runtime
+
+    return isinstance(guard.backend, EncoderBackend)
 
 
 @dataclass(slots=True)
@@ -69,10 +90,14 @@ class Judge:
         self.limits = limits
         self._batched = batched
         self.breaker = Breaker(limits.failures, limits.cooldown)
+        self._lock = Lock()
+        """Of the two that follow: the workers take from them as well."""
         self._waiting: deque[_Job] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._busy = 0
+        self._closed = False
         self._timer: asyncio.TimerHandle | None = None
-        self._workers = Workers(limits.workers, "guardrail-judge")
+        self._most_busy = limits.workers or 1
+        self._workers = Workers(self._most_busy, "guardrail-judge")
 
     @property
     def waiting(self) -> int:
@@ -87,10 +112,12 @@ class Judge:
             wait = max(_RETRY, self.breaker.wait())
             raise JudgeFailure(Reason.CIRCUIT_OPEN, "the guard's classifier keeps failing", retry_after=wait)
         job = _Job(guard, conversation)
-        self._waiting.append(job)
+        with self._lock:
+            self._waiting.append(job)
         self._dispatch()
         try:
-            judgement = await asyncio.wait_for(job.answer, self.limits.timeout)
+            async with asyncio.timeout(self.limits.timeout):
+                judgement = await job.answer
         except TimeoutError:
             self.breaker.failure()
             message = f"the guard's classifier took longer than {self.limits.timeout:g} s"
@@ -112,64 +139,97 @@ class Judge:
         return guard.decide(judgement)
 
     def _dispatch(self) -> None:
-        """Start batches as far as there are workers."""
-        while self._waiting and len(self._running) < self.limits.workers:
-            if self.limits.gather and len(self._waiting) < self.limits.batch:
-                if self._timer is None:
-                    self._timer = asyncio.get_running_loop().call_later(self.limits.gather, self._gathered)
-                return
+        """Start the workers that are free, if it is time for a batch."""
+        if not self._gathering:
             self._start()
+        elif self._waiting and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.limits.gather, self._gathered)
+
+    @property
+    def _gathering(self) -> bool:
+        return self.limits.gather > 0 and len(self._waiting) < self.limits.batch
 
     def _gathered(self) -> None:
         self._timer = None
-        if self._waiting and len(self._running) < self.limits.workers:
-            self._start()
-        self._dispatch()
+        self._start()
 
     def _start(self) -> None:
-        """Run the oldest job, with others of its guard."""
-        batch: list[_Job] = []
-        others: list[_Job] = []
-        while self._waiting and len(batch) < self.limits.batch:
-            job = self._waiting.popleft()
-            if job.answer.done():  # nobody waits for it any more
-                continue
-            (batch if not batch or job.guard is batch[0].guard else others).append(job)
-        self._waiting.extendleft(reversed(others))
-        if batch:
-            task = asyncio.get_running_loop().create_task(self._run(batch))
-            self._running.add(task)
-            task.add_done_callback(self._ran)
+        while batch := self._take():
+            try:
+                self._workers.pool.submit(self._work, batch)
+            except Exception as error:
+                self._freed()
+                _tell(batch, _failed(batch, error))
 
-    def _ran(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._dispatch()
+    def _take(self) -> list[_Job]:
+        """The oldest job with others of its guard, for a worker that is free; nothing when there is none of both.
 
-    async def _run(self, batch: Sequence[_Job]) -> None:
-        try:
-            pool = self._workers.pool
-            judged = await asyncio.get_running_loop().run_in_executor(pool, self._judged, batch)
-        except Exception as error:
-            failure = error if isinstance(error, GuardrailError) else BackendError(f"{type(error).__name__}: {error}")
-            judged = [Judgement(None, error=failure)] * len(batch)
-        for job, judgement in zip(batch, judged, strict=True):
-            if not job.answer.done():
-                job.answer.set_result(judgement)
+        What waits is shared among the workers, so that one judges while the answers of another are sent.
+        """
+        with self._lock:
+            if self._busy == self._most_busy:
+                return []
+            most = min(self.limits.batch, -(-len(self._waiting) // self._most_busy))
+            batch: list[_Job] = []
+            others: list[_Job] = []
+            while self._waiting and len(batch) < most:
+                job = self._waiting.popleft()
+                if job.answer.done():  # nobody waits for it any more
+                    continue
+                (batch if not batch or job.guard is batch[0].guard else others).append(job)
+            self._waiting.extendleft(reversed(others))
+            self._busy += bool(batch)
+            return batch
+
+    def _work(self, batch: list[_Job]) -> None:
+        """On a worker thread: judge, and go on with what waits by then, before the event loop sends the answers."""
+        while batch:
+            judged = self._judged(batch)
+            self._freed()
+            following = [] if self._gathering or self._closed else self._take()
+            with suppress(RuntimeError):  # the event loop was closed: nobody waits any more
+                batch[0].answer.get_loop().call_soon_threadsafe(self._answer, batch, judged)
+            batch = following
 
     def _judged(self, batch: Sequence[_Job]) -> list[Judgement]:
-        if self._batched is not None:
-            self._batched(len(batch))
-        return list(batch[0].guard.judge_many([job.conversation for job in batch], batch_size=len(batch)))
+        try:
+            if self._batched is not None:
+                self._batched(len(batch))
+            return list(batch[0].guard.judge_many([job.conversation for job in batch], batch_size=len(batch)))
+        except Exception as error:
+            return _failed(batch, error)
+
+    def _freed(self) -> None:
+        with self._lock:
+            self._busy -= 1
+
+    def _answer(self, batch: Sequence[_Job], judged: Sequence[Judgement]) -> None:
+        _tell(batch, judged)
+        self._dispatch()
 
     def close(self) -> None:
         """Wait for the batches that run; the guards stay open."""
+        self._closed = True
         self._workers.close()
+
+
+def _tell(batch: Sequence[_Job], judged: Sequence[Judgement]) -> None:
+    for job, judgement in zip(batch, judged, strict=True):
+        if not job.answer.done():
+            job.answer.set_result(judgement)
+
+
+def _failed(batch: Sequence[_Job], error: Exception) -> list[Judgement]:
+    failure = error if isinstance(error, GuardrailError) else BackendError(f"{type(error).__name__}: {error}")
+    return [Judgement(None, error=failure)] * len(batch)
 
 
 async def in_turns(
     asked: Sequence[_Asked], ask: Callable[[_Asked], Awaitable[_Answered]], most: int
 ) -> list[_Answered]:
     """The answers to many questions of one request, so many at a time: a long one must not fill the queue alone."""
+    if len(asked) == 1:
+        return [await ask(asked[0])]
     found: list[_Answered] = []
     for start in range(0, len(asked), most):
         found += await asyncio.gather(*map(ask, asked[start : start + most]))
