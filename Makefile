@@ -13,7 +13,7 @@ PROCESSES ?= 2
 export GUARDRAIL_DATA := $(DATA)
 export GUARDRAIL_TOKENIZERS := $(TOKENIZERS)
 
-.PHONY: setup check test build train-embedded train-llama evaluate bench
+.PHONY: setup check test test-spark test-llama-cpp build train-embedded train-llama evaluate bench
 
 setup:            ## a virtual environment with everything that developing needs
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,14 @@ check:            ## formatting, lint, types, import contract
 
 test:             ## all tests, the wheel's installation among them
 	$(BIN)/python -m pytest -ra
+
+test-spark:       ## the recipe for Spark, which is half a gigabyte and so no part of setup; it needs java
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[spark]'
+	$(BIN)/python -m pytest -ra tests/test_spark.py
+
+test-llama-cpp:   ## GGUF files and a llama.cpp server; installing compiles llama.cpp, which takes minutes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]' 'llama-cpp-python[server]'
+	$(BIN)/python -m pytest -ra tests/test_backend_gguf.py tests/test_gguf_files.py tests/test_backend_remote.py
 
 build:            ## the wheel and the source distribution, in dist/
 	$(BIN)/python -m build --no-isolation
@@ -44,9 +52,15 @@ train-llama: prepared/train.jsonl  ## a small Llama from nothing, a process per 
 evaluate:         ## the report on five public sets, in OUT/evaluation: make evaluate DATA=… OUT=…
 	$(BIN)/guardrail eval openai-moderation toxic-chat xstest hatecheck beavertails --adaptation all --data "$(DATA)" -o "$(OUT)/evaluation"
 
-bench:            ## side-by-side speed measurements; prints ratios
+bench:            ## side-by-side speed measurements; prints ratios (the extra bench has what is compared with)
 	$(BIN)/python benchmarks/bootstrap.py
 	$(BIN)/python benchmarks/cold_start.py
-	$(BIN)/python benchmarks/llama_prefix.py
+	$(BIN)/python benchmarks/embedded.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/llama.py --tokenizers "$(TOKENIZERS)"
+	$(BIN)/python benchmarks/ray_throughput.py
 	$(BIN)/python benchmarks/score_memory.py
+	$(BIN)/python benchmarks/score_overhead.py
+	$(BIN)/python benchmarks/server_load.py
+	$(BIN)/python benchmarks/stream_delay.py
 	$(BIN)/python benchmarks/tree_attention.py

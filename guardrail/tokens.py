@@ -26,12 +26,19 @@ __all__ = [
     "byte_tokenizer",
     "code_logprobs",
     "code_trie",
+    "encodable",
+    "plain",
     "verdict_tokens",
 ]
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # Added tokens that are plain writing (runs of spaces in some vocabularies) stay part of text; all others are control.
 _PLAIN = re.compile(r"[\w\s]+")
+
+
+def plain(token: str) -> bool:
+    """Whether an added token is ordinary writing, and so part of text."""
+    return _PLAIN.fullmatch(token) is not None
 
 
 class TextTokenizer:
@@ -107,16 +114,18 @@ class TextTokenizer:
             if segment.control:
                 ids.append(self.control_id(segment.text))
             else:
-                ids += self._ids(segment.text, self._later if ids else self._first)
+                ids += self.encode_text(segment.text, inside=bool(ids))
         return ids
 
     def encode_text(self, text: str, *, inside: bool = True) -> list[int]:
         """The ids of a text: as it stands inside a prompt, behind a token, or at the very start of one."""
-        return self._ids(text, self._later if inside else self._first)
+        tokenizer = self._later if inside else self._first
+        found: list[int] = tokenizer.encode(encodable(text), add_special_tokens=False).ids
+        return found
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Where each token of `encode_text(text)` begins and ends in the text, in characters."""
-        found: list[tuple[int, int]] = self._later.encode(_encodable(text), add_special_tokens=False).offsets
+        found: list[tuple[int, int]] = self._later.encode(encodable(text), add_special_tokens=False).offsets
         return found
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -131,9 +140,15 @@ class TextTokenizer:
             run = []
         return "".join([*parts, self._later.decode(run, skip_special_tokens=False)])
 
-    def _ids(self, text: str, tokenizer: Tokenizer) -> list[int]:
-        found: list[int] = tokenizer.encode(_encodable(text), add_special_tokens=False).ids
-        return found
+    def inner_text(self, ids: Sequence[int]) -> str:
+        """The text of ids that stand behind another text: with the space that they begin with, if any."""
+        before = self.encode_text(".")
+        return self.decode([*before, *ids]).removeprefix(self.decode(before))
+
+    def piece(self, token: int) -> str:
+        """A token as the vocabulary writes it."""
+        name: str | None = self._names.get(token) or self._first.id_to_token(token)
+        return name or ""
 
 
 def byte_tokenizer(control: Sequence[str] = ()) -> TextTokenizer:
@@ -148,7 +163,8 @@ def byte_tokenizer(control: Sequence[str] = ()) -> TextTokenizer:
     return tokenizer
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
+    """The text with U+FFFD for lone surrogates, which no encoding can express."""
     return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
 
@@ -158,9 +174,9 @@ def _separate(config: dict[str, Any]) -> dict[str, int]:
     The unknown token stays usable: it is what a text gives that the vocabulary cannot express.
     """
     added = config.get("added_tokens") or []
-    plain = [token for token in added if not token["special"] and _PLAIN.fullmatch(token["content"])]
-    taken = {token["content"]: int(token["id"]) for token in added if token not in plain}
-    config.update(added_tokens=plain, post_processor=None, truncation=None, padding=None)
+    kept = [token for token in added if not token["special"] and plain(token["content"])]
+    taken = {token["content"]: int(token["id"]) for token in added if token not in kept}
+    config.update(added_tokens=kept, post_processor=None, truncation=None, padding=None)
     _hide(config["model"], taken)
     return taken
 

@@ -19,7 +19,9 @@ SCHEMES = {
     "encoder": "guardrail.backends.encoder:EncoderBackend",
     "scripted": "guardrail.backends.scripted:ScriptedBackend",
     "llama": "guardrail.backends.llama:LlamaBackend",
+    "gguf": "guardrail.backends.gguf:GgufBackend",
     "classifier": "guardrail.backends.classifier:ClassifierBackend",
+    "openai": "guardrail.backends.remote:RemoteBackend",
     "openai-moderation": "guardrail.backends.openai_moderation:OpenAIModerationBackend",
     "perspective": "guardrail.backends.perspective:PerspectiveBackend",
 }
@@ -31,30 +33,25 @@ _NAMELESS = (EMBEDDED, "openai-moderation", "perspective")
 _ENCODER_FILE = "model.onnx"
 """Tells the folder of an encoder from that of a Llama checkpoint."""
 
-_PLANNED = {"openai": "a remote server", "gguf": "llama.cpp files"}
-
 
 def load_backend(model: str, **options: Any) -> Backend:
     """The backend for a model name.
 
     `embedded`, a Llama checkpoint (hub id or folder), an encoder's folder (also as `encoder:FOLDER`),
-    `classifier:CHECKPOINT`, `openai-moderation:MODEL` or `perspective:`.
+    `gguf:FILE`, `classifier:CHECKPOINT`, `openai:URL` of a model server, `openai-moderation:MODEL` or `perspective:`.
 
     Raises `UsageError` for options that the backend does not take, `ModelError` when the model cannot be loaded and
     `MissingExtraError` when its library is not installed.
     """
     scheme, separator, rest = model.partition(":")
-    if scheme in _PLANNED and separator:
-        raise UsageError(
-            f"model {model!r}: {_PLANNED[scheme]} cannot be used yet",
-            hint="use the embedded model or a transformers checkpoint",
-        )
     if model in _NAMELESS:
         scheme, name = model, ""
     elif separator and scheme in SCHEMES:
         name = rest
     else:
         scheme, name = "encoder" if (Path(model) / _ENCODER_FILE).is_file() else "llama", model
+    if model.startswith("cascade:"):
+        raise UsageError(f"the model {model!r} is two classifiers, and one is wanted here", hint="name one of them")
     module, _, attribute = SCHEMES[scheme].partition(":")
     loader = getattr(import_module(module), attribute)
     known = signature(loader.load).parameters

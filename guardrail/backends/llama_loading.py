@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from guardrail.backends.weights import sampled_digest
 from guardrail.errors import GuardrailError, ModelError, UsageError
 
 __all__ = ["DTYPES", "Checkpoint", "Quantize", "load_checkpoint", "pick_device", "pick_dtype"]
@@ -30,8 +30,6 @@ _HEADS: Final = {
     "causal language model": AutoModelForCausalLM,
     "sequence classifier": AutoModelForSequenceClassification,
 }
-_BLOCK = 4096
-_BLOCKS = 256
 _HINTS: Final = (
     (("gated", "401", "403", "access to model"), "accept its licence on the model's page, then log in: hf auth login"),
     (("offline", "connect", "resolve"), "there is no connection: download it beforehand, or name a local folder"),
@@ -172,16 +170,5 @@ def _hint(error: Exception) -> str | None:
 
 
 def _digest(folder: Path) -> str:
-    """12 hex digits over the configuration and, of each weight file, its size and evenly spaced blocks.
-
-    Reading all of a large checkpoint would take minutes; the samples tell fine-tuned weights apart.
-    """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
-        size = path.stat().st_size
-        digest.update(f"\0{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            for offset in sorted({size * block // _BLOCKS for block in range(_BLOCKS)}):
-                file.seek(offset)
-                digest.update(file.read(_BLOCK))
-    return digest.hexdigest()[:12]
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+    return sampled_digest(files, (folder / "config.json").read_bytes())
