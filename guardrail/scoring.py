@@ -79,6 +79,9 @@ class Curve:
     def __call__(self, x: float) -> float:
         """The calibrated log-odds."""
         points = self.points
+        if len(points) == 1:  # every category of every row comes by here
+            ((near_x, near_y),) = points
+            return near_y + self.slope * (x - near_x)
         after = bisect_right(points, x, key=lambda point: point[0])
         if after in (0, len(points)):
             near_x, near_y = points[0] if after == 0 else points[-1]
