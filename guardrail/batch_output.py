@@ -23,7 +23,17 @@ from guardrail.batch_run import Run, Tally, is_stream, partial_of, real_path, sa
 from guardrail.errors import GuardrailError, ResumeError
 from guardrail.jsonl import STDIO, Position
 
-__all__ = ["FileOutput", "Output", "StreamOutput", "failures", "locked", "open_output"]
+__all__ = [
+    "FileOutput",
+    "Output",
+    "StreamOutput",
+    "failures",
+    "locked",
+    "member",
+    "open_output",
+    "packed",
+    "sync_folder",
+]
 
 _LEVEL = 6
 _ROOM = "the rows so far are kept: when there is room again, go on with --resume"
@@ -49,10 +59,11 @@ class FileOutput:
 
     def append(self, data: bytes, position: Position, tally: Tally) -> None:
         """Write a batch; at most `sync_seconds` later it is safe against a loss of power too."""
-        packed = _packed(data, self._target.name)
+        content = packed(data, self._target.name)
         with failures(str(partial_of(self._target)), _ROOM):
-            _write(self._file, packed)
-            self.run = replace(self.run, input=position, output_bytes=self.run.output_bytes + len(packed), tally=tally)
+            _write(self._file, content)
+            written = self.run.output_bytes + len(content)
+            self.run = replace(self.run, input=position, output_bytes=written, tally=tally)
             if time.monotonic() - self._synced_at >= self._sync_seconds:
                 self._sync()
 
@@ -60,12 +71,12 @@ class FileOutput:
         """Give the file its name."""
         with failures(self.name, _ROOM):
             if not self.run.output_bytes and self._target.suffix == ".gz":
-                _write(self._file, _member(b""))
-                self.run = replace(self.run, output_bytes=len(_member(b"")))
+                _write(self._file, member(b""))
+                self.run = replace(self.run, output_bytes=len(member(b"")))
             self.run = replace(self.run, done=True)
             self._sync()
             partial_of(self._target).replace(self._target)
-            _sync_folder(self._target.parent)
+            sync_folder(self._target.parent)
 
     def _sync(self) -> None:
         """The rows first, then the record that vouches for them."""
@@ -104,7 +115,7 @@ class StreamOutput:
     def append(self, data: bytes, position: Position, tally: Tally) -> None:
         """Write a batch; a `BrokenPipeError` when nobody reads any more."""
         with failures(self.name):
-            _write(self._file, _packed(data, self.name))
+            _write(self._file, packed(data, self.name))
         self.run = replace(self.run, input=position, tally=tally)
 
     def finish(self) -> None:
@@ -157,16 +168,17 @@ def _write(file: io.FileIO, data: bytes) -> None:
         view = view[file.write(view) :]
 
 
-def _packed(data: bytes, name: str) -> bytes:
-    return _member(data) if data and name.endswith(".gz") else data
+def packed(data: bytes, name: str) -> bytes:
+    """As it stands in a file of that name: compressed when the name ends in .gz."""
+    return member(data) if data and name.endswith(".gz") else data
 
 
-def _member(data: bytes) -> bytes:
+def member(data: bytes) -> bytes:
     """A gzip file of its own: concatenated, they are one gzip file, which can be cut and continued between them."""
     return gzip.compress(data, _LEVEL, mtime=0)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the renaming last; a folder can be opened for that on POSIX only."""
     with suppress(PermissionError):
         descriptor = os.open(folder, os.O_RDONLY)

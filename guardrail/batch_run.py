@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from guardrail.errors import ResumeError, UsageError
@@ -25,6 +25,10 @@ class Tally:
     unsafe: int = 0
     errors: int = 0
     blank: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        """Both together."""
+        return Tally(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Tally)))
 
 
 @dataclass(frozen=True, slots=True)

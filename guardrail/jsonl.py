@@ -22,14 +22,28 @@ from typing import Any, NamedTuple, NoReturn, Self, cast
 
 from guardrail.errors import InputError, ResumeError, RowError
 
-__all__ = ["MAX_LINE_BYTES", "STDIO", "Line", "LineReader", "Position", "encode", "parse", "read"]
+__all__ = [
+    "GZIP",
+    "MAX_LINE_BYTES",
+    "STDIO",
+    "Line",
+    "LineReader",
+    "Lines",
+    "Position",
+    "check_format",
+    "encode",
+    "parse",
+    "read",
+]
 
 STDIO = "-"
 """Stands for stdin and stdout."""
 MAX_LINE_BYTES = 10_000_000
 
+GZIP = b"\x1f\x8b"
+"""How gzip data starts."""
+
 _BOM = b"\xef\xbb\xbf"
-_GZIP = b"\x1f\x8b"
 _PIECE = 1 << 16
 # Levels of nesting: far above any data, and below where the JSON encoder would run out of stack.
 _MAX_DEPTH = 200
@@ -62,39 +76,27 @@ class Position(NamedTuple):
     sha256: str = hashlib.sha256().hexdigest()
 
 
-class LineReader:
-    """The lines of a file or of stdin (`-`), one at a time, in memory bounded by `max_line_bytes`.
+class Lines:
+    """The lines of a binary stream, one at a time, in memory bounded by `max_line_bytes`.
 
-    What cannot be read at all (no such file, broken compression) is an `InputError`. A longer line is read past and
-    given without its data.
+    A longer line is read past and given without its data. The first line has the number after `before`; a byte-order
+    mark is skipped in line 1. A stream that cannot be read on is an `InputError`.
     """
 
-    def __init__(self, source: str | os.PathLike[str], *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
-        self.name = "stdin" if source == STDIO else os.fspath(source)
+    def __init__(
+        self, name: str, stream: io.BufferedIOBase, *, max_line_bytes: int = MAX_LINE_BYTES, before: int = 0
+    ) -> None:
+        self.name = name
+        self._stream = stream
         self._limit = max_line_bytes
-        self._lines = 0
-        try:
-            self._raw = cast(io.BufferedReader, sys.stdin.buffer if source == STDIO else Path(source).open("rb"))  # noqa: SIM115
-            try:
-                self.size = _size(self._raw)
-                self._stream = self._decompressed()
-            except BaseException:
-                self.close()
-                raise
-        except OSError as error:
-            self._fail(error)
-        self._hash = hashlib.sha256()
+        self._lines = before
         self._bytes = 0
+        self._hash = hashlib.sha256()
 
     @property
     def position(self) -> Position:
         """The end of the last line that was given out."""
         return Position(self._bytes, self._lines, self._hash.hexdigest())
-
-    @property
-    def offset(self) -> int:
-        """How many of the file's `size` bytes were read, compressed as they are, some of them ahead of time."""
-        return self._raw.tell()
 
     def __iter__(self) -> Iterator[Line]:
         limit = self._limit
@@ -108,6 +110,49 @@ class LineReader:
                 yield Line(1, data.removeprefix(_BOM))
             else:
                 yield Line(self._lines, data)
+
+    def _readline(self, limit: int) -> bytes:
+        try:
+            data = self._stream.readline(limit)
+        except (OSError, EOFError, zlib.error) as error:
+            self._fail(error)
+        self._count(data)
+        return data
+
+    def _count(self, data: bytes) -> None:
+        self._hash.update(data)
+        self._bytes += len(data)
+
+    def _fail(self, error: Exception) -> NoReturn:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        after = f" after line {self._lines}" if self._lines else ""
+        raise InputError(f"cannot be read{after}: {reason}", file=self.name) from None
+
+
+class LineReader(Lines):
+    """The lines of a file or of stdin (`-`), which may be compressed with gzip.
+
+    What cannot be read at all (no such file, broken compression) is an `InputError`.
+    """
+
+    def __init__(self, source: str | os.PathLike[str], *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+        name = "stdin" if source == STDIO else os.fspath(source)
+        super().__init__(name, io.BytesIO(), max_line_bytes=max_line_bytes)
+        try:
+            self._raw = cast(io.BufferedReader, sys.stdin.buffer if source == STDIO else Path(source).open("rb"))  # noqa: SIM115
+            try:
+                self.size = _size(self._raw)
+                self._stream = self._decompressed()
+            except BaseException:
+                self.close()
+                raise
+        except OSError as error:
+            self._fail(error)
+
+    @property
+    def offset(self) -> int:
+        """How many of the file's `size` bytes were read, compressed as they are, some of them ahead of time."""
+        return self._raw.tell()
 
     def skip(self, position: Position) -> None:
         """Go on after `position`; a `ResumeError` when what comes before it is not what was there then."""
@@ -140,31 +185,17 @@ class LineReader:
 
     def _decompressed(self) -> io.BufferedReader:
         head = self._raw.peek(8)
-        for magic, name in _OTHER_FORMATS.items():
-            if head.startswith(magic):
-                raise InputError(
-                    f"this is {name}", file=self.name, hint="unpack it, and pipe it in: … | guardrail score -"
-                )
-        if head.startswith(_GZIP):
+        check_format(head, self.name)
+        if head.startswith(GZIP):
             return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=self._raw)), _PIECE)
         return self._raw
 
-    def _readline(self, limit: int) -> bytes:
-        try:
-            data = self._stream.readline(limit)
-        except (OSError, EOFError, zlib.error) as error:
-            self._fail(error)
-        self._count(data)
-        return data
 
-    def _count(self, data: bytes) -> None:
-        self._hash.update(data)
-        self._bytes += len(data)
-
-    def _fail(self, error: Exception) -> NoReturn:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        after = f" after line {self._lines}" if self._lines else ""
-        raise InputError(f"cannot be read{after}: {reason}", file=self.name) from None
+def check_format(head: bytes, name: str) -> None:
+    """An `InputError` when a file that starts so holds no lines."""
+    for magic, kind in _OTHER_FORMATS.items():
+        if head.startswith(magic):
+            raise InputError(f"this is {kind}", file=name, hint="unpack it, and pipe it in: … | guardrail score -")
 
 
 def _size(raw: io.BufferedReader) -> int | None:

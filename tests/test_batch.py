@@ -257,7 +257,7 @@ def test_an_empty_input_gives_an_empty_output(guard: Guard, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "ray"}, "--engine is 'ray'"),
+        ({"engine": "spark"}, "--engine is 'spark'"),
         ({"on_error": "skip"}, "--on-error is 'skip'"),
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"max_line_bytes": -1}, "--max-line-bytes is -1"),
@@ -338,11 +338,11 @@ def test_stopping_at_a_row_is_one_line_with_a_hint(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_is_not_there_is_wrong_usage() -> None:
-    done = command("-", "--engine", "ray")
+    done = command("-", "--engine", "spark")
     assert done.returncode == 2
     assert done.stderr.decode().splitlines() == [
-        "error: --engine is 'ray', which does not exist",
-        "hint: engines: local",
+        "error: --engine is 'spark', which does not exist",
+        "hint: engines: local, ray",
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import guardrail
 
 HEAVY = ["torch", "transformers", "onnxruntime", "tokenizers", "numpy", "datasets", "sklearn", "ray", "matplotlib"]
-HEAVY += ["rich", "yaml", "jinja2", "scipy", "sqlite3"]
+HEAVY += ["fsspec", "pandas", "pyarrow", "rich", "yaml", "jinja2", "scipy", "sqlite3"]
 
 
 def loaded(code: str) -> set[str]:

@@ -93,6 +93,7 @@ def test_every_shipped_taxonomy_opens_in_the_installed_package(installed: Path, 
         (("check", "-m", "classifier:some/checkpoint", "hello"), "llm"),
         (("eval", "xstest", "-o", "report"), "eval"),
         (("calibrate", "xstest", "-o", "calibration.json"), "eval"),
+        (("score", "in.jsonl", "-o", "out.jsonl", "--engine", "ray"), "ray"),
     ],
 )
 def test_what_needs_an_extra_names_the_command_that_installs_it(
