@@ -15,6 +15,7 @@ import typer
 
 from guardrail import __version__
 from guardrail.cli_calibrate import calibrate
+from guardrail.cli_cascade import cascade
 from guardrail.cli_check import check
 from guardrail.cli_eval import app as evaluate
 from guardrail.cli_prompt import prompt
@@ -39,6 +40,7 @@ app.command()(check)
 app.command()(score)
 app.add_typer(evaluate, name="eval")
 app.command()(calibrate)
+app.command()(cascade)
 app.command()(train)
 app.command()(export)
 app.command()(serve)

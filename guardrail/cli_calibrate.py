@@ -11,7 +11,17 @@ import typer
 
 from guardrail.cli_eval import Cache, Data, load_suites, open_cache
 from guardrail.cli_eval_output import calibration_lines
-from guardrail.cli_options import CategoryScoresOption, Device, Dtype, Model, TaxonomyOption, Template
+from guardrail.cli_options import (
+    CategoryScoresOption,
+    Device,
+    Dtype,
+    Model,
+    Prompts,
+    Served,
+    TaxonomyOption,
+    Template,
+    TokenizerOption,
+)
 from guardrail.errors import UsageError
 
 __all__ = ["calibrate"]
@@ -43,6 +53,9 @@ def calibrate(
     taxonomy: TaxonomyOption = None,
     template: Template = None,
     category_scores: CategoryScoresOption = "first",
+    served_model: Served = None,
+    tokenizer: TokenizerOption = None,
+    prompts: Prompts = None,
     device: Device = None,
     dtype: Dtype = None,
     cache: Cache = None,
@@ -70,7 +83,18 @@ def calibrate(
     loaded = load_suites(suites, data)
     if not allow_evaluation_set:
         check_purpose(loaded)
-    guard = load_guard(model, taxonomy, template, None, category_scores, device, dtype)
+    guard = load_guard(
+        model,
+        taxonomy,
+        template,
+        None,
+        category_scores,
+        device,
+        dtype,
+        served=served_model,
+        tokenizer=tokenizer,
+        prompts=prompts,
+    )
     with guard, open_cache(cache, no_cache) as judgements:
         calibration, lines = fitted(guard, loaded, recipe, judgements)
     new = output.with_name(f"{output.name}.new")

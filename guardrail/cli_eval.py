@@ -20,9 +20,12 @@ from guardrail.cli_options import (
     Device,
     Dtype,
     Model,
+    Prompts,
+    Served,
     TaxonomyOption,
     Template,
     Threshold,
+    TokenizerOption,
 )
 from guardrail.errors import GuardrailError, UsageError
 
@@ -84,6 +87,9 @@ def run(
     calibration: CalibrationOption = None,
     allow_overlap: AllowOverlap = False,
     category_scores: CategoryScoresOption = "first",
+    served_model: Served = None,
+    tokenizer: TokenizerOption = None,
+    prompts: Prompts = None,
     device: Device = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 64,
@@ -105,8 +111,8 @@ def run(
 
     A run that was interrupted goes on when the same command is given again.
     """
-    from guardrail.backends import load_backend
     from guardrail.calibration import Calibration
+    from guardrail.evaluation.classifier import calibrations_of, open_classifier
     from guardrail.evaluation.evaluate import Plan, check_overlap, evaluate, foreign_runs
     from guardrail.evaluation.gate import Bound, check_bounds, check_judged, check_names
     from guardrail.evaluation.metrics import scikit_learn
@@ -123,12 +129,14 @@ def run(
     bounds += [Bound.parse("--fail-over", text) for text in fail_over or ()]
     adaptations, every = _adaptations(adaptation or ["none"])
     loaded = load_suites(suites, data)
-    backend = load_backend(
-        model, **{key: value for key, value in (("template", template), ("device", device), ("dtype", dtype)) if value}
-    )
+    options = {"template": template, "device": device, "dtype": dtype}
+    options.update(served=served_model, tokenizer=tokenizer, prompts=prompts)
+    options = {name: value for name, value in options.items() if value}
+    fixed = {"taxonomy": taxonomy, "threshold": threshold, "calibration": calibration}
+    classifier = open_classifier(model, options, {**fixed, "category_scores": category_scores})
     given = Calibration.read(Path(calibration)) if calibration else None
-    if not allow_overlap:
-        check_overlap(given or backend.calibration, loaded)
+    for used in () if allow_overlap else [given] if given else calibrations_of(classifier):
+        check_overlap(used, loaded)
     plan = Plan(
         adaptations=adaptations,
         taxonomy=Taxonomy.load(taxonomy) if taxonomy else None,
@@ -139,17 +147,18 @@ def run(
         texts=not no_texts,
         resampling=resampling,
         command=_command(),
+        loading={"model": model, **options, "category_scores": category_scores},
     )
     try:
         with open_cache(cache, no_cache) as judgements, _progress() as progress:
             told = _say if every else None
             planned = partial(check_names, bounds)
             results = evaluate(
-                backend, loaded, output, plan, judgements, progress=progress, skipped=told, planned=planned
+                classifier, loaded, output, plan, judgements, progress=progress, skipped=told, planned=planned
             )
     except KeyboardInterrupt:
         raise _interrupted(no_cache) from None
-    backend.close()
+    classifier.close()
     write_report(results, output)
     typer.echo("\n".join(summary_lines(results, output)))
     for name in foreign_runs(output):

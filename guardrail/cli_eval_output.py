@@ -41,6 +41,9 @@ def summary_lines(results: Iterable[Mapping[str, Any]], folder: Path) -> Iterato
                 f"with each of them as a mistake: auprc {_number(worst['auprc'])}, f1 {_number(worst['f1'])}; "
                 f"{reason['items']} times: {_printable(reason['error'])}"
             )
+    for result in results:
+        if second := result.get("second"):
+            yield f"{_name(result)}: {second['items']} items were judged by the second model, {second['model']}"
     for name, caveat in {result["suite"]["id"]: result["suite"]["caveat"] for result in results}.items():
         if caveat:
             yield f"{name}: {caveat}"

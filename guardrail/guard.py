@@ -62,6 +62,7 @@ class Guard:
         self.backend = backend
         self.taxonomy = taxonomy or backend.default_taxonomy
         _check_labels(backend, self.taxonomy)
+        self._given = (calibration, policy_text)
         self.calibration = fitting_calibration(backend, self.taxonomy, calibration)
         self.policy = policy or Policy(self.calibration.user.thresholds, self.calibration.assistant.thresholds)
         self.policy.check(self.taxonomy)
@@ -81,6 +82,35 @@ class Guard:
     def decider(self) -> Decider:
         """From judgements to decisions, without the classifier."""
         return Decider(self.taxonomy, self.calibration, self.policy)
+
+    @property
+    def stages(self) -> tuple[Guard, ...]:
+        """Those that judge, by `Judgement.stage`: this one alone, unless it is a cascade."""
+        return (self,)
+
+    def judge_of(self, decision: Decision) -> Guard:
+        """Whose thresholds and prompt format a decision has come from: one of `stages`."""
+        return next((guard for guard in self.stages if guard.backend.name == decision.model), self.stages[0])
+
+    def under(self, taxonomy: Taxonomy | None = None, threshold: float | None = None) -> Guard:
+        """Another guard with the same classifier, which stays this one's to close.
+
+        Another taxonomy brings the thresholds that are calibrated for it; `threshold` replaces the one for P(unsafe).
+        """
+        calibration, policy_text = self._given
+        sides = (self.policy.user, self.policy.assistant)
+        if taxonomy is not None:
+            fitting = fitting_calibration(self.backend, taxonomy, calibration)
+            sides = (fitting.user.thresholds, fitting.assistant.thresholds)
+        return Guard(
+            self.backend,
+            taxonomy=taxonomy or self.taxonomy,
+            template=self.template,
+            policy=Policy(sides[0].replaced(threshold), sides[1].replaced(threshold), self.policy.on_error),
+            calibration=calibration,
+            category_scores=self.category_scores,
+            policy_text=policy_text,
+        )
 
     @property
     def template(self) -> Template:

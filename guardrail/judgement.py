@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from guardrail.calibration import Calibration
-from guardrail.errors import GuardrailError
+from guardrail.errors import GuardrailError, UsageError
 from guardrail.policy import Policy, flagged_on_error
 from guardrail.scoring import Margins, Scores
 from guardrail.taxonomy import Taxonomy
@@ -25,6 +25,8 @@ class Judgement:
     truncated: bool = False
     markers: tuple[str, ...] = ()
     error: GuardrailError | None = None
+    stage: int = 0
+    """Whose it is: 0 the classifier's, or the first one's of a cascade; 1 the second one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Decided:
     flagged: bool
     scores: Scores | None = None
     categories: tuple[CategoryScore, ...] = ()
+    margin: float | None = None
+    """Calibrated log-odds of unsafe. They rank as P(unsafe) does, also where two of those are both 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +48,21 @@ class Decider:
     taxonomy: Taxonomy
     calibration: Calibration
     policy: Policy
+    second: Decider | None = None
+    """For judgements of a cascade's second classifier."""
 
     def __call__(self, judgement: Judgement) -> Decided:
-        """The decision; without a judgement an error, flagged unless the policy fails open."""
+        """The decision; without a judgement an error, flagged unless the policy fails open.
+
+        Raises UsageError for a judgement of a second classifier when there is none.
+        """
+        if judgement.stage:
+            if self.second is None:
+                raise UsageError("the judgement is of a cascade's second classifier, and there is only one here")
+            return self.second(replace(judgement, stage=0))
         if judgement.margins is None or judgement.role is None:
             return Decided(Verdict.ERROR, flagged_on_error(self.policy.on_error))
-        scores = self.calibration.side(judgement.role).scores(judgement.margins, self.taxonomy)
+        side = self.calibration.side(judgement.role)
+        scores = side.scores(judgement.margins, self.taxonomy)
         verdict, categories = self.policy.decide(scores, self.taxonomy, judgement.role)
-        return Decided(verdict, verdict is Verdict.UNSAFE, scores, categories)
+        return Decided(verdict, verdict is Verdict.UNSAFE, scores, categories, side.curve(judgement.margins.unsafe))

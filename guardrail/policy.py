@@ -76,6 +76,10 @@ class Policy:
         sides = [[t.verdict, sorted(t.categories.items()), t.own] for t in (self.user, self.assistant)]
         return digest(json.dumps([sides, self.on_error]))
 
+    def side(self, role: Role) -> Thresholds:
+        """The part for a judged role."""
+        return self.user if role is Role.USER else self.assistant
+
     def check(self, taxonomy: Taxonomy) -> None:
         """Refuse thresholds for codes that the taxonomy does not have: they would never apply."""
         for thresholds in (self.user, self.assistant):
@@ -90,7 +94,7 @@ class Policy:
         threshold too. When no category does, the highest one without a threshold of its own is: an unsafe verdict
         names a reason.
         """
-        thresholds = self.user if role is Role.USER else self.assistant
+        thresholds = self.side(role)
         by_score = thresholds.verdict is not None and scores.unsafe >= thresholds.verdict
         if thresholds.own and scores.own is not None:
             by_score = scores.own

@@ -278,7 +278,7 @@ def test_the_fingerprint_follows_what_decides() -> None:
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
-        ("openai:http://localhost:1/v1", {}, "cannot be used yet"),
+        ("openai:http://localhost:1/v1", {"prompts": "speech"}, "prompts is 'speech'"),
         ("scripted:bad", {"device": "cpu"}, "takes no option 'device'"),
         ("embedded", {"dtype": "float16"}, "takes no option 'dtype'"),
         ("embedded", {"template": "llama-guard-3"}, "template 'llama-guard-3'"),

@@ -107,6 +107,7 @@ def _encode(judgement: Judgement) -> str:
         "role": judgement.role,
         "truncated": judgement.truncated,
         "markers": judgement.markers,
+        **({"stage": judgement.stage} if judgement.stage else {}),
     }
     return json.dumps(value)
 
@@ -116,7 +117,8 @@ def _decode(text: str) -> Judgement | None:
     try:
         value = json.loads(text)
         margins = Margins(float(value["unsafe"]), tuple(map(float, value["categories"])), value["own"])
-        judgement = Judgement(margins, Role(value["role"]), bool(value["truncated"]), tuple(value["markers"]))
+        role, markers = Role(value["role"]), tuple(value["markers"])
+        judgement = Judgement(margins, role, bool(value["truncated"]), markers, stage=int(value.get("stage", 0)))
     except (ValueError, KeyError, TypeError):
         return None
     return judgement if all(map(math.isfinite, (margins.unsafe, *margins.categories))) else None

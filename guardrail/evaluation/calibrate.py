@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, get_args
@@ -23,7 +23,7 @@ from guardrail.policy import Thresholds
 from guardrail.scoring import Curve, sigmoid
 from guardrail.types import Role
 
-__all__ = ["Recipe", "calibrate", "check_purpose"]
+__all__ = ["Recipe", "calibrate", "check_purpose", "refuse_evaluation"]
 
 _FOLDS = 5
 
@@ -53,11 +53,16 @@ class Recipe:
 
 def check_purpose(suites: Sequence[LoadedSuite]) -> None:
     """Refuse suites that are for evaluation: a report on them could no longer be trusted."""
-    for loaded in suites:
-        if loaded.suite.use == "evaluation":
+    refuse_evaluation((loaded.suite.id, loaded.suite.use) for loaded in suites)
+
+
+def refuse_evaluation(uses: Iterable[tuple[str, str]]) -> None:
+    """UsageError for the first suite, given by its id and its use, that is for evaluation."""
+    for suite, use in uses:
+        if use != "validation":
             raise UsageError(
-                f"{loaded.suite.id} is an evaluation set: thresholds fitted on it would flatter every report on it",
-                hint="calibrate on data of your own with 'use: validation', or say --allow-evaluation-set",
+                f"{suite} is an evaluation set: thresholds fitted on it would flatter every report on it",
+                hint="use data of your own with 'use: validation', or say --allow-evaluation-set",
             )
 
 
@@ -69,6 +74,8 @@ def calibrate(
     A role, or a category, with too few rows of a class keeps what the guard has now. Items without a label play no
     part, and neither do those that could not be judged. Raises InputError when no role can be fitted.
     """
+    if len(guard.stages) > 1:
+        raise UsageError("a cascade has two calibrations", hint="calibrate each of its models by itself")
     items = [item for loaded in suites for item in loaded.items]
     found = list(judge_items(guard, items, cache, Judged(), batch_size=batch_size))
     judged = [pair for pair in found if pair[1].margins]

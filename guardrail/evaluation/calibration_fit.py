@@ -16,7 +16,7 @@ from guardrail.errors import InputError, MissingExtraError, UsageError
 from guardrail.evaluation import metrics
 from guardrail.scoring import Curve
 
-__all__ = ["MAX_F1", "Method", "Target", "fit_curve", "threshold_for", "weights_for"]
+__all__ = ["MAX_F1", "Method", "Target", "between", "fit_curve", "threshold_for", "weights_for"]
 
 Method = Literal["none", "temperature", "platt", "isotonic"]
 Floats = NDArray[np.float64]
@@ -175,10 +175,10 @@ def threshold_for(target: Target, scores: Floats, unsafe: Bools, weights: Floats
     lower = float(levels[best + 1]) if best + 1 < len(levels) else 0.0
     if best < 0 and lower >= 1.0:
         raise InputError(f"no threshold has {target}: a score is 1", hint="ask for less")
-    return _between(lower, upper)
+    return between(lower, upper)
 
 
-def _between(lower: float, upper: float) -> float:
+def between(lower: float, upper: float) -> float:
     """The middle, to as few digits (from 4 on) as keep it above `lower` and at most `upper`."""
     middle = (lower + upper) / 2
     shortened = (round(middle, digits) for digits in range(4, 18))

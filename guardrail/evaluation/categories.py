@@ -79,9 +79,17 @@ def _scores(table: Table, run: Run, origin: tuple[str, ...]) -> NDArray[np.float
     found = [row.judgement.margins for row in table.rows]
     if not places or not all(margins and margins.categories for margins in found):
         return None
-    side = run.calibration.side(Role(run.suite["judged"]))
-    curves = [(at, side.categories.get(run.taxonomy.codes[at], side.curve)) for at in places]
-    highest = [max(curve(margins.categories[at]) for at, curve in curves) for margins in found if margins]
+    role = Role(run.suite["judged"])
+    calibrations = (run.calibration, *([run.second.calibration] if run.second else ()))
+    curves = [
+        [(at, side.categories.get(run.taxonomy.codes[at], side.curve)) for at in places]
+        for side in (calibration.side(role) for calibration in calibrations)
+    ]
+    highest = [
+        max(curve(margins.categories[at]) for at, curve in curves[row.judgement.stage])
+        for row, margins in zip(table.rows, found, strict=True)
+        if margins
+    ]
     return places_of(np.array(highest))
 
 

@@ -18,11 +18,13 @@ from guardrail.evaluation.scored import read_scores
 from guardrail.evaluation.summary import STANDARD, Resampling
 from guardrail.evaluation.table import Table, table_of, thresholds_text
 
-__all__ = ["compare", "only_in"]
+__all__ = ["Side", "compare", "only_in", "sides"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
+class Side:
+    """A run with its rows."""
+
     run: Run
     table: Table
 
@@ -33,18 +35,33 @@ def compare(one: Path, other: Path, resampling: Resampling = STANDARD) -> list[d
     Only items that both sides judged are compared; how many were left out is said. Raises InputError when the folders
     have no run in common, or when a suite's data differs between them.
     """
-    sides = _runs(one), _runs(other)
-    names = [name for name in sides[0] if name in sides[1]]
+    return [_compared(name, a, b, resampling) for name, a, b in sides(one, other)]
+
+
+def sides(one: Path, other: Path) -> Iterator[tuple[str, Side, Side]]:
+    """Name and both sides of each suite and adaptation that both folders have, on the same data with the same labels.
+
+    Raises InputError where the folders have no run in common, or data or labels differ.
+    """
+    runs = _runs(one), _runs(other)
+    names = [name for name in runs[0] if name in runs[1]]
     if not names:
-        hint = f"a has {', '.join(sides[0])}; b has {', '.join(sides[1])}"
+        hint = f"a has {', '.join(runs[0])}; b has {', '.join(runs[1])}"
         raise InputError("the two have no suite and adaptation in common", file=f"{one}, {other}", hint=hint)
-    return [_compared(name, sides[0][name], sides[1][name], resampling) for name in names]
+    for name in names:
+        places = runs[0][name], runs[1][name]
+        a, b = map(_read, places)
+        if a.run.suite["sha256"] != b.run.suite["sha256"]:
+            hint = "score both on the same files"
+            raise InputError("the data of the two runs differs", file=f"{places[0]}, {places[1]}", hint=hint)
+        _check_labels(a, b, name)
+        yield name, a, b
 
 
 def only_in(one: Path, other: Path) -> list[str]:
     """The runs that only one of the folders has, each with its folder."""
-    sides = _runs(one), _runs(other)
-    pairs = ((one, sides[0], sides[1]), (other, sides[1], sides[0]))
+    runs = _runs(one), _runs(other)
+    pairs = ((one, runs[0], runs[1]), (other, runs[1], runs[0]))
     return [f"{name} is only in {place}" for place, here, there in pairs for name in here if name not in there]
 
 
@@ -53,14 +70,8 @@ def _runs(folder: Path) -> dict[str, Path]:
     return {f"{place.parent.name}/{place.name}": place for place in run_folders(folder)}
 
 
-def _compared(name: str, one: Path, other: Path, resampling: Resampling) -> dict[str, Any]:
-    a, b = _read(one), _read(other)
-    if a.run.suite["sha256"] != b.run.suite["sha256"]:
-        raise InputError(
-            "the data of the two runs differs", file=f"{one}, {other}", hint="score both on the same files"
-        )
+def _compared(name: str, a: Side, b: Side, resampling: Resampling) -> dict[str, Any]:
     places = [{row.id: at for at, row in enumerate(side.table.rows)} for side in (a, b)]
-    _check_labels(a, b, name)
     common = [identity for identity in places[0] if identity in places[1]]
     labelled = {row.id for side in (a, b) for row in (*side.table.rows, *side.table.failed)}
     at_a, at_b = (np.array([place[identity] for identity in common], dtype=int) for place in places)
@@ -84,7 +95,7 @@ def _compared(name: str, one: Path, other: Path, resampling: Resampling) -> dict
     }
 
 
-def _check_labels(a: _Side, b: _Side, name: str) -> None:
+def _check_labels(a: Side, b: Side, name: str) -> None:
     """Refuse two runs by suites that label the same items differently."""
     labels = [{row.id: row.unsafe for row in (*side.table.rows, *side.table.failed)} for side in (a, b)]
     if labels[0] != labels[1]:
@@ -93,15 +104,15 @@ def _check_labels(a: _Side, b: _Side, name: str) -> None:
         raise InputError(f"the labels of {differing} items differ between the two", file=name, hint=hint)
 
 
-def _about(side: _Side) -> dict[str, Any]:
+def _about(side: Side) -> dict[str, Any]:
     policy = side.run.policy.user if side.run.suite["judged"] == "user" else side.run.policy.assistant
     known = {"model": side.run.model, "taxonomy": side.run.taxonomy.ref, "template": side.run.template}
     return {**known, "thresholds": thresholds_text(policy, side.table), "errors": len(side.table.failed)}
 
 
-def _read(folder: Path) -> _Side:
+def _read(folder: Path) -> Side:
     run = Run.read(folder)
-    return _Side(run, table_of(read_scores(folder / "scores.jsonl", run.taxonomy, run.rows_sha256), run.decider))
+    return Side(run, table_of(read_scores(folder / "scores.jsonl", run.taxonomy, run.rows_sha256), run.decider))
 
 
 def _changed(a: Table, b: Table, at_a: list[int], at_b: list[int]) -> Iterator[dict[str, Any]]:

@@ -49,6 +49,8 @@ class Plan:
     resampling: Resampling = field(default_factory=Resampling)
     command: str = ""
     """The command line, for the record."""
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    """The `model` that was named and the options for it, for the record."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -59,7 +61,7 @@ class Plan:
 
 
 def evaluate(
-    backend: Backend,
+    classifier: Backend | Guard,
     suites: Sequence[LoadedSuite],
     folder: Path,
     plan: Plan,
@@ -71,14 +73,15 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Score every suite under every adaptation that it and the classifier allow, and return the results.
 
-    `skipped` is told which adaptation a suite does not allow, and why; without it that is a UsageError. `planned` is
-    told the names of all runs before the first one, as `suite` or `suite/adaptation`.
+    A guard, such as a cascade, brings its taxonomy and thresholds: the plan has none then. `skipped` is told which
+    adaptation a suite does not allow, and why; without it that is a UsageError. `planned` is told the names of all runs
+    before the first one, as `suite` or `suite/adaptation`.
     """
     jobs = []
     for loaded in suites:
         for adaptation in plan.adaptations:
             try:
-                jobs.append((loaded, adaptation, _guard(backend, loaded, adaptation, plan)))
+                jobs.append((loaded, adaptation, _guard(classifier, loaded, adaptation, plan)))
             except (UsageError, TemplateError) as error:
                 if skipped is None:
                     raise
@@ -99,6 +102,7 @@ def evaluate(
             batch_size=plan.batch_size,
             texts=plan.texts,
             command=plan.command,
+            loading=plan.loading,
             report=_reporter(progress, loaded, adaptation),
         )
         results.append(summarise(place, run, plan.resampling))
@@ -111,8 +115,9 @@ def _reporter(progress: Progress | None, loaded: LoadedSuite, adaptation: Adapta
     return lambda done: progress(loaded.suite.id, adaptation, done, len(loaded.items))
 
 
-def _guard(backend: Backend, loaded: LoadedSuite, adaptation: Adaptation, plan: Plan) -> Guard:
+def _guard(classifier: Backend | Guard, loaded: LoadedSuite, adaptation: Adaptation, plan: Plan) -> Guard:
     """The classifier under the taxonomy of the adaptation; UsageError when the suite has none."""
+    backend = classifier.backend if isinstance(classifier, Guard) else classifier
     suite = loaded.suite
     choices = {"none": plan.taxonomy, "zero-shot": suite.taxonomy, "few-shot": suite.few_shot}
     taxonomy = choices[adaptation]
@@ -121,6 +126,8 @@ def _guard(backend: Backend, loaded: LoadedSuite, adaptation: Adaptation, plan: 
         raise UsageError(f"the suite {suite.id} has no {lacks}", hint="leave this --adaptation out, or give 'all'")
     if adaptation == "few-shot" and backend.labels is not None:
         raise UsageError(f"{backend.name} reads no policy, so examples change nothing", hint="leave few-shot out")
+    if isinstance(classifier, Guard):
+        return classifier if taxonomy is None else classifier.under(taxonomy)
     taxonomy = taxonomy or backend.default_taxonomy
     calibration = fitting_calibration(backend, taxonomy, plan.calibration)
     user, assistant = (side.thresholds.replaced(plan.threshold) for side in (calibration.user, calibration.assistant))
@@ -182,6 +189,9 @@ def results_of(
     """
     runs = [(place, Run.read(place)) for place in run_folders(folder)]
     if threshold is not None or calibration is not None:
+        if any(run.second for _, run in runs):
+            reason = "the run is of a cascade, whose band hangs on its calibrations and thresholds"
+            raise UsageError(reason, hint="choose a band anew: guardrail cascade")
         anew = []
         for place, run in runs:
             rows = tuple(read_scores(place / "scores.jsonl", run.taxonomy, run.rows_sha256))

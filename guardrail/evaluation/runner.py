@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -37,6 +37,35 @@ ADAPTATIONS: tuple[Adaptation, ...] = ("none", "zero-shot", "few-shot")
 
 _FORMAT = 1
 _LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "scikit-learn", "torch", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class Second:
+    """The second classifier of a cascade, in the record of a run."""
+
+    model: str
+    template: str
+    calibration: Calibration
+    policy: Policy
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in run.json."""
+        named = {"model": self.model, "template": self.template}
+        return {**named, "calibration": self.calibration.to_dict(), "policy": _thresholds(self.policy)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], file: Path) -> Second:
+        """Read back what `to_dict` made."""
+        calibration = Calibration.from_dict(raw["calibration"], file)
+        return cls(raw["model"], raw["template"], calibration, _policy(raw["policy"]))
+
+
+def _thresholds(policy: Policy) -> dict[str, Any]:
+    return {"user": policy.user.to_dict(), "assistant": policy.assistant.to_dict()}
+
+
+def _policy(raw: Mapping[str, Any]) -> Policy:
+    return Policy(Thresholds(**raw["user"]), Thresholds(**raw["assistant"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +97,28 @@ class Run:
     """The version that scored it."""
     rows_sha256: str = ""
     """Of scores.jsonl."""
+    loading: dict[str, Any] = field(default_factory=dict)
+    """The `model` that was named, and the options that were given for it; empty from Python."""
+    second: Second | None = None
+    """Of a cascade; `calibration`, `policy` and `template` are its first classifier's."""
 
     @property
     def decider(self) -> Decider:
         """From judgements to decisions."""
-        return Decider(self.taxonomy, self.calibration, self.policy)
+        second = self.second
+        other = Decider(self.taxonomy, second.calibration, second.policy) if second else None
+        return Decider(self.taxonomy, self.calibration, self.policy, other)
 
     def save(self, folder: Path) -> None:
         """Write run.json."""
-        sides = {"user": self.policy.user, "assistant": self.policy.assistant}
-        thresholds = {role: side.to_dict() for role, side in sides.items()}
         plain = {
             "format": _FORMAT,
             **{name: getattr(self, name) for name in self.__slots__},
             "taxonomy": self.taxonomy.to_dict(),
             "suite_taxonomy": self.suite_taxonomy.to_dict() if self.suite_taxonomy else None,
             "calibration": self.calibration.to_dict(),
-            "policy": thresholds,
+            "policy": _thresholds(self.policy),
+            "second": self.second.to_dict() if self.second else None,
         }
         new = folder / "run.json.new"
         new.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -98,13 +132,14 @@ class Run:
             raw = json.loads(file.read_text(encoding="utf-8"))
             if raw.pop("format") != _FORMAT:
                 raise ValueError("another format")
-            sides = {role: Thresholds(**side) for role, side in raw.pop("policy").items()}
+            second = raw.pop("second", None)
             suite_taxonomy = raw.pop("suite_taxonomy")
             return cls(
                 taxonomy=Taxonomy.from_dict(raw.pop("taxonomy"), str(file)),
                 suite_taxonomy=Taxonomy.from_dict(suite_taxonomy, str(file)) if suite_taxonomy else None,
                 calibration=Calibration.from_dict(raw.pop("calibration"), file),
-                policy=Policy(sides["user"], sides["assistant"]),
+                policy=_policy(raw.pop("policy")),
+                second=Second.from_dict(second, file) if second else None,
                 **raw,
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -122,6 +157,7 @@ def run_suite(
     batch_size: int = 64,
     texts: bool = True,
     command: str = "",
+    loading: Mapping[str, Any] | None = None,
     report: Callable[[int], None] | None = None,
 ) -> Run:
     """Judge every item and write the run's folder; `report` is given the number of items done so far.
@@ -162,6 +198,8 @@ def run_suite(
         command=command,
         default_taxonomy=guard.backend.default_taxonomy.digest,
         rows_sha256=rows_sha256,
+        loading=dict(loading or {}),
+        second=_second(guard),
     )
     run.save(folder)
     return run
@@ -203,9 +241,16 @@ def judge_items(
             yield item, known.get(name) or fresh.get(name) or failed
 
 
+def _second(guard: Guard) -> Second | None:
+    """Of a cascade."""
+    for second in guard.stages[1:]:
+        return Second(second.backend.name, second.template.ref, second.calibration, second.policy)
+    return None
+
+
 def _facts(loaded: LoadedSuite, guard: Guard) -> dict[str, Any]:
     suite = loaded.suite
-    model = guard.backend.name.partition("@")[0]
+    models = (stage.backend.name.partition("@")[0] for stage in guard.stages)
     return {
         "id": suite.id,
         "name": suite.name,
@@ -215,7 +260,8 @@ def _facts(loaded: LoadedSuite, guard: Guard) -> dict[str, Any]:
         "judged": suite.judged.value,
         "label": suite.label_text,
         "notes": suite.notes,
-        "caveat": suite.caveats.get(model, ""),
+        "caveat": " ".join(suite.caveats[model] for model in models if model in suite.caveats),
+        "use": suite.use,
         "records": loaded.records,
         "items": len(loaded.items),
         "unsafe": loaded.unsafe,

@@ -65,6 +65,7 @@ class Scored:
             "slices": dict(self.slices),
             "role": self.judgement.role.value if self.judgement.role else None,
             "truncated": self.judgement.truncated,
+            **({"stage": self.judgement.stage} if self.judgement.stage else {}),
             "error": str(self.judgement.error) if self.judgement.error else None,
             "digest": self.digest,
             "messages": [dict(message) for message in self.messages],
@@ -80,7 +81,8 @@ class Scored:
         else:
             codes = taxonomy.codes if row["margins"] else ()
             margins = Margins(float(row["margin"]), tuple(float(row["margins"][code]) for code in codes), row["own"])
-        judgement = Judgement(margins, role, bool(row["truncated"]), error=error)
+        stage = int(row.get("stage", 0))
+        judgement = Judgement(margins, role, bool(row["truncated"]), error=error, stage=stage)
         named = (row["id"], row["unsafe"], row["labels"], row["slices"])
         return cls(*named, judgement, row["digest"], tuple(row["messages"]))
 

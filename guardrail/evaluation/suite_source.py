@@ -214,7 +214,7 @@ def _lists(value: Any, key: str | None, path: Path) -> Iterator[tuple[str, list[
 
 def _read_parquet(path: Path) -> Rows:
     try:
-        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise MissingExtraError("pyarrow", "eval") from None

@@ -21,8 +21,9 @@ from guardrail.evaluation.runner import Run
 from guardrail.evaluation.scored import read_scores
 from guardrail.evaluation.suite_rows import LENGTHS
 from guardrail.evaluation.table import Table, decided_by_service, places_of, table_of, thresholds_text
+from guardrail.types import Role
 
-__all__ = ["STANDARD", "Resampling", "summarise"]
+__all__ = ["STANDARD", "Resampling", "summarise", "with_intervals"]
 
 _WORST = 15
 _REASONS = 5
@@ -55,7 +56,7 @@ def summarise(folder: Path, run: Run, resampling: Resampling = STANDARD) -> dict
     safe = run.suite["items"] - run.suite["unsafe"] - run.suite["unknown"]
     published = for_suite(load_published(), run.suite["id"])
     shares = table.unsafe.mean() if len(table.unsafe) else None
-    side = run.policy.user if run.suite["judged"] == "user" else run.policy.assistant
+    side = run.policy.side(Role(run.suite["judged"]))
     return {
         "suite": {
             **run.suite,
@@ -70,7 +71,8 @@ def summarise(folder: Path, run: Run, resampling: Resampling = STANDARD) -> dict
         "calibration": {"digest": run.calibration.digest, "text": _calibration_text(run)},
         "policy": {"user": run.policy.user.to_dict(), "assistant": run.policy.assistant.to_dict()},
         "threshold": None if decided_by_service(table, side) else side.verdict,
-        "thresholds": thresholds_text(side, table),
+        "thresholds": _thresholds_text(run, table),
+        "second": _second(run, table),
         "started": run.started,
         "seconds": run.seconds,
         "scored": run.scored,
@@ -89,6 +91,20 @@ def summarise(folder: Path, run: Run, resampling: Resampling = STANDARD) -> dict
     }
 
 
+def _thresholds_text(run: Run, table: Table) -> str:
+    role = Role(run.suite["judged"])
+    first = thresholds_text(run.policy.side(role), table)
+    return f"{first}; second model: {thresholds_text(run.second.policy.side(role), table)}" if run.second else first
+
+
+def _second(run: Run, table: Table) -> dict[str, Any] | None:
+    """Of a cascade: its second model, and how many labelled items that judged."""
+    if run.second is None:
+        return None
+    rows = (*table.rows, *table.failed)
+    return {"model": run.second.model, "items": sum(row.judgement.stage == 1 for row in rows)}
+
+
 def _figures(table: Table, resampling: Resampling) -> dict[str, Any]:
     unsafe, score, flagged = table.unsafe, table.score, table.flagged
     confusion = metrics.confusion(unsafe, flagged)
@@ -104,7 +120,7 @@ def _figures(table: Table, resampling: Resampling) -> dict[str, Any]:
             "truncated": table.truncated,
         },
         "confusion": {name: getattr(confusion, name) for name in ("tp", "fp", "fn", "tn")},
-        "metrics": _with_intervals(unsafe, score, table.margin, flagged, resampling),
+        "metrics": with_intervals(unsafe, score, table.margin, flagged, resampling),
         "uncalibrated": {"ece": metrics.ece(unsafe, table.raw), "brier": metrics.brier(unsafe, table.raw)},
         "pessimistic": _pessimistic(table) if table.failed else None,
         "failures": _failures(table),
@@ -117,7 +133,7 @@ def _figures(table: Table, resampling: Resampling) -> dict[str, Any]:
     }
 
 
-def _with_intervals(
+def with_intervals(
     unsafe: NDArray[np.bool_],
     score: NDArray[np.float64],
     margin: NDArray[np.float64],
@@ -125,6 +141,7 @@ def _with_intervals(
     resampling: Resampling,
     names: Sequence[str] = metrics.NAMES,
 ) -> dict[str, dict[str, float] | None]:
+    """Each metric of the names with the ends of its interval; `margin`: log-odds that rank as the scores do, (N,)."""
     values = metrics.all_metrics(unsafe, score, flagged)
     ends = intervals(unsafe, score, flagged, resamples=resampling.resamples, seed=resampling.seed)
     if len(np.unique(score)) < len(np.unique(margin)):
@@ -193,7 +210,7 @@ def _slice(
     found: Mapping[str, Any] = dict.fromkeys(_SLICE_METRICS)
     if len(places) >= _SLICE_ROWS:
         columns = (table.score[at], table.margin[at], table.flagged[at])
-        found = _with_intervals(unsafe, *columns, resampling, _SLICE_METRICS)
+        found = with_intervals(unsafe, *columns, resampling, _SLICE_METRICS)
     total = int(unsafe.sum()) + sum(errors)
     counts = {"items": len(places) + len(errors), "unsafe": total, "errors": len(errors)}
     return {"slice": name, "value": value, **counts, **found}

@@ -28,7 +28,8 @@ class Table:
     raw: NDArray[np.float64]
     """P(unsafe), before calibration."""
     margin: NDArray[np.float64]
-    """Log-odds before calibration. They rank as the scores do, also where two scores are both 1 in double precision."""
+    """Log-odds before calibration, of a cascade's rows after it. They rank as the scores do, also where two scores are
+    both 1 in double precision."""
     flagged: NDArray[np.bool_]
     decided: tuple[Decided, ...]
     failed: tuple[Scored, ...]
@@ -53,12 +54,14 @@ def table_of(rows: Iterable[Scored], decider: Callable[[Judgement], Decided]) ->
         else:
             judged.append((row, decided))
     margins = [row.judgement.margins.unsafe for row, _ in judged if row.judgement.margins]
+    calibrated = [decided.margin for _, decided in judged if decided.margin is not None]
+    of_two = any(row.judgement.stage for row, _ in judged)
     return Table(
         rows=tuple(row for row, _ in judged),
         unsafe=np.array([row.unsafe for row, _ in judged], dtype=bool),
         score=np.array([decided.scores.unsafe for _, decided in judged if decided.scores], dtype=float),
         raw=np.array([sigmoid(margin) for margin in margins], dtype=float),
-        margin=np.array(margins, dtype=float),
+        margin=np.array(calibrated if of_two else margins, dtype=float),
         flagged=np.array([decided.flagged for _, decided in judged], dtype=bool),
         decided=tuple(decided for _, decided in judged),
         failed=tuple(failed),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from guardrail.errors import GuardrailError, InputError
 from guardrail.guard import Guard
-from guardrail.policy import Policy
 from guardrail.prompting import PromptBuilder
 from guardrail.resources import names, shipped
 from guardrail.server.errors import BadRequest
@@ -33,7 +33,8 @@ class Asked:
 
     def response(self, decision: Decision) -> dict[str, Any]:
         """The response's body."""
-        policy = self.guard.policy
+        judged = self.guard.judge_of(decision)
+        policy = judged.policy
         thresholds = policy.user if self.conversation.role is Role.USER else policy.assistant
         body: dict[str, Any] = {
             "id": f"guard-{uuid.uuid4().hex}",
@@ -42,7 +43,7 @@ class Asked:
             "thresholds": dict(thresholds.categories),
         }
         if self.prompt:
-            body["prompt"] = PromptBuilder(self.guard.template, self.guard.taxonomy).build(self.conversation).text
+            body["prompt"] = PromptBuilder(judged.template, judged.taxonomy).build(self.conversation).text
         return body
 
 
@@ -69,24 +70,21 @@ class Judgements:
             return guard
         if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
             raise BadRequest("expected a number from 0 to 1", "threshold")
-        user, assistant = (side.replaced(float(threshold)) for side in (guard.policy.user, guard.policy.assistant))
-        return self._kept(f"{guard.taxonomy.digest} {threshold}", guard.taxonomy, Policy(user, assistant))
+        return self._kept(f"{guard.taxonomy.digest} {threshold}", lambda: guard.under(threshold=float(threshold)))
 
     def _under(self, taxonomy: Any) -> Guard:
         try:
             found = _taxonomy(taxonomy)
-            return self._kept(found.digest, found, None)
+            return self._kept(found.digest, lambda: self._guard.under(found))
         except GuardrailError as error:
             hint = f"; {error.hint}" if error.hint else ""
             raise BadRequest(f"{error}{hint}", "taxonomy") from None
 
-    def _kept(self, key: str, taxonomy: Taxonomy, policy: Policy | None) -> Guard:
+    def _kept(self, key: str, make: Callable[[], Guard]) -> Guard:
         """The guard for this key, made if need be; the least used one goes when there are too many."""
         guard = self._guards.get(key)
         if guard is None:
-            own = self._guard
-            guard = Guard(own.backend, taxonomy=taxonomy, template=own.template, policy=policy)
-            self._guards[key] = guard
+            guard = self._guards[key] = make()
             if len(self._guards) > _MOST_GUARDS:
                 self._guards.popitem(last=False)
         self._guards.move_to_end(key)
