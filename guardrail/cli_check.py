@@ -16,9 +16,12 @@ from guardrail.cli_options import (
     Device,
     Dtype,
     Model,
+    Prompts,
+    Served,
     TaxonomyOption,
     Template,
     Threshold,
+    TokenizerOption,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +42,9 @@ def check(
     threshold: Threshold = None,
     calibration: CalibrationOption = None,
     category_scores: CategoryScoresOption = "first",
+    served_model: Served = None,
+    tokenizer: TokenizerOption = None,
+    prompts: Prompts = None,
     device: Device = None,
     dtype: Dtype = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the decision as one line of JSON.")] = False,
@@ -52,17 +58,29 @@ def check(
             print("reading the text from the terminal; end it with Ctrl-D", file=sys.stderr)
         text = sys.stdin.buffer.read().decode("utf-8", "replace")
     guard = load_guard(
-        model, taxonomy, template, threshold, category_scores, device, dtype, calibration=calibration, on_error="raise"
+        model,
+        taxonomy,
+        template,
+        threshold,
+        category_scores,
+        device,
+        dtype,
+        served=served_model,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        calibration=calibration,
+        on_error="raise",
     )
     messages = [{"role": "user", "content": text}]
     if response is not None:
         messages.append({"role": "assistant", "content": response})
     decision = guard.check(messages)
-    role = guard.policy.user if decision.role == "user" else guard.policy.assistant
+    judged = guard.judge_of(decision)
+    role = judged.policy.user if decision.role == "user" else judged.policy.assistant
     if json_:
         print(json.dumps(decision.to_dict(), ensure_ascii=False))
     else:
-        own_verdict = role.own and guard.taxonomy.digest == guard.backend.default_taxonomy.digest
+        own_verdict = role.own and judged.taxonomy.digest == judged.backend.default_taxonomy.digest
         _show(decision, None if own_verdict else role.verdict, role.categories)
     if exit_code and decision.flagged:
         raise typer.Exit(_FLAGGED)

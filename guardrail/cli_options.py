@@ -15,15 +15,19 @@ __all__ = [
     "Device",
     "Dtype",
     "Model",
+    "Prompts",
+    "Served",
     "TaxonomyOption",
     "Template",
     "Threshold",
+    "TokenizerOption",
     "load_guard",
 ]
 
 _MODEL_HELP = (
-    "'embedded', 'encoder:FOLDER', a Llama Guard checkpoint (id or folder), 'classifier:CHECKPOINT', "
-    "'openai-moderation:MODEL' or 'perspective:'. The last two send the texts to a service."
+    "'embedded', 'encoder:FOLDER', a Llama Guard checkpoint (id or folder), 'gguf:FILE', 'classifier:CHECKPOINT', "
+    "'openai:URL' of a model server, 'openai-moderation:MODEL' or 'perspective:' (these three send the texts there), "
+    "or 'cascade:FILE'."
 )
 Model = Annotated[str, typer.Option("--model", "-m", help=_MODEL_HELP)]
 TaxonomyOption = Annotated[
@@ -38,6 +42,16 @@ CalibrationOption = Annotated[
 CategoryScoresOption = Annotated[
     str, typer.Option(help="'first': one pass; 'each': one prompt per category (Llama checkpoints).")
 ]
+Served = Annotated[
+    str | None,
+    typer.Option("--served-model", help="Its name on the server ('openai:URL'); default: the only one there."),
+]
+TokenizerOption = Annotated[
+    str | None, typer.Option("--tokenizer", help="Folder or hub id of its tokenizer ('openai:URL'); default: its name.")
+]
+Prompts = Annotated[
+    str | None, typer.Option(help="'tokens', 'text' or 'chat' ('openai:URL'); default: tokens where the server can.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps (checkpoints).")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 (checkpoints).")]
 
@@ -51,13 +65,17 @@ def load_guard(
     device: str | None,
     dtype: str | None,
     *,
+    served: str | None = None,
+    tokenizer: str | None = None,
+    prompts: str | None = None,
     calibration: str | None = None,
     on_error: str = "closed",
 ) -> Guard:
     """The guard that the flags describe; flags that were not given are not passed on."""
     from guardrail.loading import load
 
-    options: dict[str, Any] = {name: value for name, value in (("device", device), ("dtype", dtype)) if value}
+    given = {"device": device, "dtype": dtype, "served": served, "tokenizer": tokenizer, "prompts": prompts}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value}
     return load(
         model,
         taxonomy=taxonomy,

@@ -1,12 +1,8 @@
-"""`guardrail score`: judge every row of a JSONL file."""
+"""`guardrail score`: judge every row of a file, here or on a cluster."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,26 +12,43 @@ from guardrail.cli_options import (
     Device,
     Dtype,
     Model,
+    Prompts,
+    Served,
     TaxonomyOption,
     Template,
     Threshold,
+    TokenizerOption,
 )
-from guardrail.errors import GuardrailError
+from guardrail.cli_score_progress import Watch, alone, counts, interrupted, number, progress, say
+from guardrail.errors import UsageError
 
 if TYPE_CHECKING:
+    from guardrail.batch import Options
     from guardrail.batch_run import Run
+    from guardrail.cluster.engine import Progress
     from guardrail.jsonl import LineReader
 
 __all__ = ["score"]
 
-_INTERRUPTED = 130
 _STDOUT = "-"
+_RAY = "Ray engine: "
 
 
 def score(
-    source: Annotated[str, typer.Argument(metavar="IN", help="JSONL file, may be gzipped; '-' reads stdin.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="JSONL file, may be gzipped; '-' reads stdin. Ray engine: also Parquet, a folder, 'data/*.jsonl', s3://…",
+        ),
+    ],
     output: Annotated[
-        str, typer.Option("--output", "-o", help="JSONL file, compressed when it ends in .gz; '-' is stdout.")
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="JSONL file, compressed when it ends in .gz; '-' is stdout. Ray engine: also a folder of parts, OUT/.",
+        ),
     ] = _STDOUT,
     model: Model = "embedded",
     taxonomy: TaxonomyOption = None,
@@ -43,6 +56,9 @@ def score(
     threshold: Threshold = None,
     calibration: CalibrationOption = None,
     category_scores: CategoryScoresOption = "first",
+    served_model: Served = None,
+    tokenizer: TokenizerOption = None,
+    prompts: Prompts = None,
     device: Device = None,
     dtype: Dtype = None,
     batch_size: Annotated[int, typer.Option(help="Rows that are judged together.")] = 64,
@@ -52,14 +68,23 @@ def score(
         str, typer.Option(help="A row that cannot be judged: 'record' an error row, or 'stop'.")
     ] = "record",
     max_line_bytes: Annotated[int, typer.Option(help="A longer line is an error row.")] = 10_000_000,
-    engine: Annotated[str, typer.Option(help="What runs the batches: 'local', this process.")] = "local",
+    engine: Annotated[str, typer.Option(help="'local', this process, or 'ray', workers on a cluster.")] = "local",
+    workers: Annotated[int | None, typer.Option(help=_RAY + "models that run at once; default: what fits.")] = None,
+    cpus_per_worker: Annotated[int | None, typer.Option(help=_RAY + "cores for each worker (1).")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help=_RAY + "GPUs for each worker (0).")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help=_RAY + "the cluster; default: RAY_ADDRESS, else one on this machine.")
+    ] = None,
+    part_bytes: Annotated[int | None, typer.Option(help=_RAY + "input for each part (4194304).")] = None,
+    retries: Annotated[
+        int | None, typer.Option(help=_RAY + "how often a part whose worker died is redone (3).")
+    ] = None,
 ) -> None:
     """Judge every row of a JSONL file, in order; an interrupted run can be resumed.
 
     A row has text, or prompt and response, or messages; other keys are carried through to the output.
     """
-    from guardrail.batch import Options, check_paths, score_file
-    from guardrail.cli_options import load_guard
+    from guardrail.batch import Options
 
     options = Options(
         batch_size=batch_size,
@@ -69,102 +94,92 @@ def score(
         engine=engine,
         max_line_bytes=max_line_bytes,
     )
-    check_paths(source, output, options)
-    guard = load_guard(model, taxonomy, template, threshold, category_scores, device, dtype, calibration=calibration)
-    watch = _Watch()
+    guard = {
+        "taxonomy": taxonomy,
+        "template": template,
+        "threshold": threshold,
+        "calibration": calibration,
+        "category_scores": category_scores,
+        "served": served_model,
+        "tokenizer": tokenizer,
+        "prompts": prompts,
+        "device": device,
+        "dtype": dtype,
+    }
+    cluster = {
+        "workers": workers,
+        "cpus_per_worker": cpus_per_worker,
+        "gpus_per_worker": gpus_per_worker,
+        "ray_address": ray_address,
+        "part_bytes": part_bytes,
+        "retries": retries,
+    }
+    given = {name: value for name, value in cluster.items() if value is not None}
+    watch = Watch()
     try:
-        with _progress(watch) as report:
-            run = score_file(guard, source, output, options, report=report)
+        if engine == "ray":
+            _on_cluster(source, output, options, model, guard, given, watch)
+        else:
+            _here(source, output, options, model, guard, given, watch)
     except BrokenPipeError:
-        _say(f"stopped: the reader of stdout has gone; {watch.summary()}")
+        say(f"stopped: the reader of stdout has gone; {watch.summary()}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        raise _interrupted(watch, output) from None
+        raise interrupted(watch, resumable=output != _STDOUT) from None
+
+
+def _here(
+    source: str,
+    output: str,
+    options: Options,
+    model: str,
+    guard: dict[str, Any],
+    given: dict[str, Any],
+    watch: Watch,
+) -> None:
+    from guardrail.batch import check_paths, score_file
+    from guardrail.cli_options import load_guard
+
+    for name in given:
+        raise UsageError(f"--{name.replace('_', '-')} is for --engine ray", hint="leave it out, or add --engine ray")
+    check_paths(source, output, options)
+    loaded = load_guard(model, **guard)
+    with progress(watch) as report:
+
+        def tell(run: Run, lines: LineReader) -> None:
+            report(run.tally, 0 if lines.size is None else lines.offset, lines.size)
+
+        run = score_file(loaded, source, output, options, report=tell)
     name = "stdout" if output == _STDOUT else output
-    _say(f"{name}: was complete already, {_counts(run)}" if watch.run is None else f"{name}: {watch.summary()}")
+    say(f"{name}: was complete already, {counts(run.tally)}" if watch.tally is None else f"{name}: {watch.summary()}")
 
 
-class _Watch:
-    """What happened since the start, for the summary."""
+def _on_cluster(
+    source: str,
+    output: str,
+    options: Options,
+    model: str,
+    guard: dict[str, Any],
+    given: dict[str, Any],
+    watch: Watch,
+) -> None:
+    from guardrail.cluster.engine import PART_BYTES, ClusterOptions, score
+    from guardrail.cluster.model import ModelSpec
+    from guardrail.cluster.pool import Size
 
-    def __init__(self) -> None:
-        self.run: Run | None = None
-        self._earlier = 0
-        self._started = time.monotonic()
+    size = Size(given.get("workers"), given.get("cpus_per_worker", 1), given.get("gpus_per_worker", 0.0))
+    cluster = ClusterOptions(
+        size, given.get("ray_address"), given.get("part_bytes", PART_BYTES), given.get("retries", 3)
+    )
+    spec = ModelSpec.read(model, **{name: value for name, value in guard.items() if value is not None})
+    with alone(), progress(watch) as report:
 
-    def __call__(self, run: Run, lines: LineReader) -> None:
-        if self.run is None:
-            self._earlier = run.tally.rows
-            self._started = time.monotonic()
-        self.run = run
+        def tell(state: Progress) -> None:
+            report(state.tally, state.parts, state.planned)
 
-    @property
-    def rate(self) -> float:
-        """Rows per second in this run."""
-        rows = self.run.tally.rows - self._earlier if self.run else 0
-        return rows / max(time.monotonic() - self._started, 1e-9)
-
-    def summary(self) -> str:
-        if self.run is None:
-            return "no row was scored"
-        earlier = f", {self._earlier} of them in an earlier run" if self._earlier else ""
-        seconds = time.monotonic() - self._started
-        return f"{_counts(self.run)}{earlier}; {seconds:.1f} s, {self.rate:.0f} rows/s"
-
-
-def _counts(run: Run) -> str:
-    tally = run.tally
-    blank = f", {_number(tally.blank, 'blank line')} skipped" if tally.blank else ""
-    verdicts = f"{tally.safe} safe, {tally.unsafe} unsafe, {_number(tally.errors, 'error')}"
-    return f"{_number(tally.rows, 'row')}: {verdicts}{blank}"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _interrupted(watch: _Watch, output: str) -> GuardrailError:
-    hint = None if output == _STDOUT else "the same command with --resume goes on from there"
-    error = GuardrailError(f"interrupted; {watch.summary()}", hint=hint)
-    error.exit_status = _INTERRUPTED
-    return error
-
-
-@contextmanager
-def _progress(watch: _Watch) -> Iterator[Callable[[Run, LineReader], None]]:
-    """A bar over the input's bytes, when somebody watches."""
-    if not sys.stderr.isatty():
-        yield watch
+        done = score(source, output, spec, options, cluster, report=tell)
+    if watch.tally is None:
+        say(f"{output}: was complete already, {counts(done.tally)}")
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.fields[rows]} rows"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rate]:.0f} rows/s"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None, rows=0, rate=0.0)
-
-        def report(run: Run, lines: LineReader) -> None:
-            watch(run, lines)
-            done = 0 if lines.size is None else lines.offset
-            progress.update(task, total=lines.size, completed=done, rows=run.tally.rows, rate=watch.rate)
-
-        yield report
+    again = f"; {number(done.again, 'part')} scored again after a worker had died" if done.again else ""
+    say(f"{output}: {watch.summary()}{again}")

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guardrail.cli_options import CalibrationOption, Device, Dtype, Model, TaxonomyOption, Threshold
+from guardrail.cli_options import (
+    CalibrationOption,
+    Device,
+    Dtype,
+    Model,
+    Prompts,
+    Served,
+    TaxonomyOption,
+    Threshold,
+    TokenizerOption,
+)
 from guardrail.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _DRAIN = 30
-_EXTRA = {"starlette": "starlette", "uvicorn": "uvicorn", "httpx2": "httpx2", "prometheus_client": "prometheus-client"}
+_EXTRA = {
+    "starlette": "starlette",
+    "uvicorn": "uvicorn",
+    "httpx2": "httpx2",
+    "orjson": "orjson",
+    "prometheus_client": "prometheus-client",
+}
 
 
 def serve(
@@ -28,6 +44,9 @@ def serve(
     taxonomy: TaxonomyOption = None,
     threshold: Threshold = None,
     calibration: CalibrationOption = None,
+    served_model: Served = None,
+    tokenizer: TokenizerOption = None,
+    prompts: Prompts = None,
     device: Device = None,
     dtype: Dtype = None,
     upstream: Annotated[
@@ -55,12 +74,13 @@ def serve(
     from guardrail.server.settings import Settings
     from guardrail.serving.judge import Limits
 
+    given = {"device": device, "dtype": dtype, "served": served_model, "tokenizer": tokenizer, "prompts": prompts}
     settings = Settings(
         model=model,
         taxonomy=taxonomy,
         threshold=threshold,
         calibration=None if calibration is None else str(calibration),
-        options={name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None},
+        options={name: value for name, value in given.items() if value is not None},
         upstream=upstream,
         action=action,
         mode=mode,

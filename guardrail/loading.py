@@ -33,15 +33,16 @@ def load(
     """A guard, ready to check.
 
     `model` is `embedded` (in the package, no network), a Llama Guard checkpoint (hub id or folder), `encoder:FOLDER`,
-    `classifier:CHECKPOINT` (any Hugging Face sequence classifier), `openai:URL` (a guard model behind a server that
-    gives logprobs), `openai-moderation:MODEL`, `perspective:`, or `cascade:FILE` (two of them, see docs/cascade.md).
+    `gguf:FILE` (llama.cpp in this process), `classifier:CHECKPOINT` (any Hugging Face sequence classifier),
+    `openai:URL` (a guard model behind a server that gives logprobs), `openai-moderation:MODEL`, `perspective:`, or
+    `cascade:FILE` (two of them, see docs/cascade.md).
     `taxonomy` is the name of a shipped one or a file; without it, the one the weights were trained on. `template` is a
     prompt format other than the checkpoint's. `threshold` (for P(unsafe)) and `thresholds` (by category code) replace
     the calibrated ones for both roles; `policy` replaces all of them. `calibration` is a file that `guardrail
     calibrate` wrote, in place of the one beside the weights. `policy_text` shows or hides the definitions; by default
     as the checkpoint's family was trained, and shown for any other taxonomy. `options` go to the backend: `device`,
-    `dtype`, `quantize`, `token_budget`, `revision` for a checkpoint, `threads` for an encoder, `served`, `tokenizer`,
-    `prompts` for a model server.
+    `dtype`, `quantize`, `token_budget`, `revision` for a checkpoint, `threads` for an encoder or a GGUF file,
+    `served`, `tokenizer`, `prompts` for a model server.
     """
     if policy is not None and (threshold is not None or thresholds or on_error != "closed"):
         raise UsageError("policy: it holds thresholds and on_error already", hint="give either it or them")

@@ -51,6 +51,7 @@ class Received:
     path: str
     headers: Headers
     payload: Any
+    """None of a GET."""
 
     @property
     def texts(self) -> list[str]:
@@ -85,6 +86,8 @@ class FakeService:
         self.stall = threading.Event()
         """Set when the test is over: what a handler that never answers may wait for."""
         self.lock = threading.Lock()
+        self.connections: set[tuple[str, int]] = set()
+        """Where requests came from: one address and port per connection."""
 
     def script(self, *replies: Reply, then: Respond | None = None) -> None:
         """Give these replies one after another, and from then on those of `then`."""
@@ -104,12 +107,21 @@ def serving() -> Iterator[FakeService]:
     """A server on a port of its own."""
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.answer(None)
+
         def do_POST(self) -> None:
-            payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def answer(self, payload: Any) -> None:
             received = Received(self.path, self.headers, payload)
             with service.lock:
                 service.received.append(received)
+                service.connections.add(self.client_address)
             reply = service.respond(received)
+            self.close_connection = reply.cut or reply.status == 0
             if reply.status == 0:
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
@@ -117,6 +129,8 @@ def serving() -> Iterator[FakeService]:
             self.send_response(reply.status)
             for name, value in {"Content-Length": str(len(body)), **reply.headers}.items():
                 self.send_header(name, value)
+            if self.close_connection:
+                self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(body[: len(body) // 2] if reply.cut else body)
 
@@ -131,6 +145,8 @@ def serving() -> Iterator[FakeService]:
 
     class Server(ThreadingHTTPServer):
         request_queue_size = 64
+        # A kept connection ends when its client lets it go, which may be after the server.
+        daemon_threads = True
 
     server = Server(("127.0.0.1", 0), Handler)
     service = FakeService(server)
