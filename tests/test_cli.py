@@ -76,7 +76,6 @@ def test_exit_code_tells_when_it_was_asked_to() -> None:
         (["check", "-m", "embedded", "--device", "cuda", "x"], 2, "takes no option 'device'"),
         (["chek"], 2, "No such command 'chek'"),
         (["check", "--josn", "x"], 2, "No such option: --josn"),
-        (["check", "-m", "gguf:model.gguf", "x"], 2, "cannot be used yet"),
     ],
 )
 def test_an_error_is_one_line_with_a_hint(arguments: list[str], status: int, words: str) -> None:

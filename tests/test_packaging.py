@@ -91,6 +91,7 @@ def test_every_shipped_taxonomy_opens_in_the_installed_package(installed: Path, 
     [
         (("check", "-m", "some/checkpoint", "hello"), "llm"),
         (("check", "-m", "classifier:some/checkpoint", "hello"), "llm"),
+        (("check", "-m", "gguf:some.gguf", "hello"), "gguf"),
         (("eval", "xstest", "-o", "report"), "eval"),
         (("calibrate", "xstest", "-o", "calibration.json"), "eval"),
         (("score", "in.jsonl", "-o", "out.jsonl", "--engine", "ray"), "ray"),
