@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from guardrail.errors import ModelError
 
-__all__ = ["CodeEdge", "CodeNode", "CodeTrie", "build_trie", "code_logprobs"]
+__all__ = ["CodeEdge", "CodeNode", "CodeTrie", "build_trie", "code_logprobs", "logsumexp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +105,9 @@ def code_logprobs(trie: CodeTrie, logits: Sequence[Sequence[float]]) -> tuple[fl
         ways = []
         first = 0
         for edge in node.edges:
-            ways.append(_logsumexp(values[first : first + len(edge.ids)]))
+            ways.append(logsumexp(values[first : first + len(edge.ids)]))
             first += len(edge.ids)
-        total = _logsumexp(ways)
+        total = logsumexp(ways)
         for edge, way in zip(node.edges, ways, strict=True):
             if edge.code is not None:
                 result[edge.code] = reached[at] + way - total
@@ -116,7 +116,8 @@ def code_logprobs(trie: CodeTrie, logits: Sequence[Sequence[float]]) -> tuple[fl
     return tuple(result)
 
 
-def _logsumexp(values: Sequence[float]) -> float:
+def logsumexp(values: Sequence[float]) -> float:
+    """log Σ exp(value), without overflow; infinite where the highest value is."""
     highest = max(values)
     if math.isinf(highest):
         return highest

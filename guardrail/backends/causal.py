@@ -6,7 +6,6 @@ behind a forced `unsafe`. Where the logits come from (transformers, llama.cpp, a
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from functools import lru_cache, partial
 
 from guardrail.backends.causal_rows import Answer, Question, Row, rows_for
 from guardrail.calibration import Calibration
+from guardrail.code_trie import logsumexp
 from guardrail.errors import BackendError, ModelError
 from guardrail.prompting import Prompt, PromptBuilder, Template
 from guardrail.scoring import Logits
@@ -114,7 +114,7 @@ class CausalBackend(ABC):
         """The logits of the verdict, of which each side may have several tokens, and log P(code | unsafe)."""
         verdict = answer[_VERDICT]
         count = len(self._verdict.safe)
-        safe, unsafe = _logsumexp(verdict[:count]), _logsumexp(verdict[count:])
+        safe, unsafe = logsumexp(verdict[:count]), logsumexp(verdict[count:])
         if not codes:
             return Logits(safe, unsafe, form="first")
         trie = self._trie(codes)
@@ -127,8 +127,3 @@ def _joined(one: Answer | BackendError, other: Answer | BackendError) -> Answer 
     if isinstance(one, BackendError):
         return one
     return other if isinstance(other, BackendError) else one | other
-
-
-def _logsumexp(values: Sequence[float]) -> float:
-    highest = max(values)
-    return highest + math.log(sum(math.exp(value - highest) for value in values))

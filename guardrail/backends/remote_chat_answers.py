@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guardrail.backends.remote_answers import Entry, Position
+from guardrail.code_trie import logsumexp
 from guardrail.errors import BackendError
 from guardrail.prompting import Template
 
@@ -79,7 +79,7 @@ def _codes(positions: Sequence[Position], codes: Sequence[str]) -> tuple[float, 
             break
     bounds = [found.get(code, 0.0) for code in codes]
     # Codes that are all unlikely, because the model writes something else as well, share the whole among them.
-    total = min(0.0, _logsumexp(bounds))
+    total = min(0.0, logsumexp(bounds))
     return tuple(min(0.0, bound - total) for bound in bounds)
 
 
@@ -92,7 +92,7 @@ def _bound(position: Position, rest: str) -> float:
 def _total(position: Position, words: set[str]) -> float | None:
     """The logprob of the words together; None where none is listed."""
     values = {(entry.text, entry.data): entry.logprob for entry in position.entries if _text(entry).strip() in words}
-    return _logsumexp(list(values.values())) if values else None
+    return logsumexp(list(values.values())) if values else None
 
 
 def _text(entry: Entry) -> str:
@@ -100,8 +100,3 @@ def _text(entry: Entry) -> str:
     if entry.data is not None:
         return entry.data.decode("utf-8", "replace")
     return "".join(_WRITTEN.get(char, char) for char in entry.text)
-
-
-def _logsumexp(values: Sequence[float]) -> float:
-    highest = max(values)
-    return highest + math.log(sum(math.exp(value - highest) for value in values))
