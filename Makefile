@@ -13,7 +13,7 @@ PROCESSES ?= 2
 export GUARDRAIL_DATA := $(DATA)
 export GUARDRAIL_TOKENIZERS := $(TOKENIZERS)
 
-.PHONY: setup check test test-spark test-llama-cpp build train-embedded train-llama evaluate bench
+.PHONY: setup check test test-spark test-llama-cpp test-litellm build train-embedded train-llama evaluate bench
 
 setup:            ## a virtual environment with everything that developing needs
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,11 @@ test-spark:       ## the recipe for Spark, which is half a gigabyte and so no pa
 test-llama-cpp:   ## GGUF files and a llama.cpp server; installing compiles llama.cpp, which takes minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]' 'llama-cpp-python[server]'
 	$(BIN)/python -m pytest -ra tests/test_backend_gguf.py tests/test_gguf_files.py tests/test_backend_remote.py
+
+test-litellm:     ## LiteLLM's guardrail, in an environment of its own: it needs other versions than the pinned ones
+	$(PYTHON) -m venv "$(VENV)-litellm"
+	"$(VENV)-litellm/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[serve,litellm]' 'litellm[proxy]' pytest hypothesis
+	"$(VENV)-litellm/bin/python" -m pytest -ra tests/test_integrations_litellm.py
 
 build:            ## the wheel and the source distribution, in dist/
 	$(BIN)/python -m build --no-isolation
