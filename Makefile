@@ -34,7 +34,7 @@ test-spark:       ## the recipe for Spark, which is half a gigabyte and so no pa
 
 test-llama-cpp:   ## GGUF files and a llama.cpp server; installing compiles llama.cpp, which takes minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]' 'llama-cpp-python[server]'
-	$(BIN)/python -m pytest -ra tests/test_backend_gguf.py tests/test_gguf_files.py tests/test_backend_remote.py
+	$(BIN)/python -m pytest -ra tests/test_backend_gguf.py tests/test_gguf_files.py tests/test_backend_remote_llama_cpp.py
 
 test-litellm:     ## LiteLLM's guardrail, in an environment of its own: it needs other versions than the pinned ones
 	$(PYTHON) -m venv "$(VENV)-litellm"
