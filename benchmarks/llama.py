@@ -30,9 +30,9 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.comparing import Comparison, Contestant, compare, plot_bars, save
+from guardrail.backends.causal_rows import common_length
 from guardrail.backends.llama import LlamaBackend
 from guardrail.backends.llama_loading import DTYPES, Checkpoint
-from guardrail.backends.llama_prefix import common_length
 from guardrail.prompting import Prompt, PromptBuilder
 from guardrail.scoring import Logits
 from guardrail.types import Conversation
@@ -176,11 +176,22 @@ def measure(size: str, dtype: str, options: argparse.Namespace, tokenizer: Any) 
         "whole prompts in batches of 8": Contestant(batched(model, ids[:BATCH]), min(BATCH, len(ids))),
         "matrix products alone": Contestant(matrix(model, new), len(ids)),
     }
+    if options.profile:
+        print(profiled(contestants["guardrail"].run))
     with tempfile.TemporaryDirectory() as name:
         if not options.without_llama_cpp:
             run = llama_cpp(random_llama(size, dtype), tokenizer, few, options.threads, Path(name))
             contestants["llama.cpp with its prompt cache"] = Contestant(run, len(few))
         return compare(f"{size}, {dtype}", contestants, options.rounds, facts)
+
+
+def profiled(run: Callable[[], object]) -> str:
+    """The operators that take most of the time, by torch's profiler."""
+    run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        run()
+    table: str = found.key_averages().table(sort_by="self_cpu_time_total", row_limit=10)
+    return table
 
 
 def _checked(answers: Sequence[object]) -> None:
@@ -200,6 +211,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budget", type=int, help="tokens of our batches")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--profile", action="store_true", help="also print where our time goes")
     parser.add_argument("--without-llama-cpp", action="store_true")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--plot", type=Path, help="also draw them")

@@ -18,11 +18,11 @@ from transformers import (
     MistralConfig,
 )
 
-from guardrail.backends.causal_rows import Question, Row, rows_for
+from guardrail.backends.causal_rows import Question, Row, common_length, rows_for
 from guardrail.backends.llama_batching import batch_cost, batch_end
 from guardrail.backends.llama_forward import Forward
 from guardrail.backends.llama_packed import blocks_of
-from guardrail.backends.llama_prefix import PrefixCache, common_length
+from guardrail.backends.llama_prefix import PrefixCache
 from guardrail.backends.llama_runner import Runner
 
 IDS = st.lists(st.integers(0, 3), max_size=8).map(tuple)

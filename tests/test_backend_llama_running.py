@@ -16,9 +16,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from guardrail.backends.causal_rows import common_length
 from guardrail.backends.llama import LlamaBackend
 from guardrail.backends.llama_loading import Checkpoint, load_checkpoint
-from guardrail.backends.llama_prefix import common_length
 from guardrail.errors import BackendError, OutOfMemoryError
 from guardrail.guard import Guard
 from guardrail.prompting import Prompt, PromptBuilder

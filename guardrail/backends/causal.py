@@ -21,7 +21,7 @@ from guardrail.taxonomy import Taxonomy
 from guardrail.tokens import TextTokenizer, code_logprobs, code_trie, verdict_tokens
 from guardrail.types import Conversation
 
-__all__ = ["CausalBackend"]
+__all__ = ["FORCED", "CausalBackend"]
 
 FORCED = 16
 """Positions kept free behind the longest prompt, for the answer prefix and the forced code."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Answer", "Question", "Read", "Row", "rows_for"]
+__all__ = ["Answer", "Question", "Read", "Row", "common_length", "rows_for"]
 
 Answer = dict[int, list[float]]
 """The logits that one row read, by question."""
@@ -52,3 +52,16 @@ def rows_for(prompt: int, ids: tuple[int, ...], questions: Sequence[Question]) -
         reads = [Read(index, len(ids) + len(questions[index].path) - 1, questions[index].tokens) for index in here]
         rows.append(Row(prompt, ids + path, tuple(reads)))
     return rows
+
+
+def common_length(rows: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all rows begin with. Whatever the first and last row in sorted order share, all share."""
+    first, last = min(rows), max(rows)
+    low, high = 0, min(len(first), len(last))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[:middle] == last[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -15,6 +15,7 @@ from typing import Any
 
 import llama_cpp as api
 
+from guardrail.backends.causal_rows import common_length
 from guardrail.errors import BackendError, ModelError, OutOfMemoryError
 from guardrail.tokens import plain
 
@@ -120,7 +121,7 @@ class GgufModel:
         """
         self._check_open()
         first = min(position for position, _ in reads)
-        kept = min(_common(self._held, ids), first)
+        kept = min(common_length([self._held, ids]), first)
         self._keep(kept)
         found: dict[int, list[float]] = {}
         wanted = dict(enumerate(reads))
@@ -176,13 +177,3 @@ class GgufModel:
                     f"llama.cpp has no room for {start + len(ids)} tokens", hint="a lower max_tokens"
                 )
             raise BackendError(f"llama.cpp failed with status {status}")
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    count = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        count += 1
-    return count

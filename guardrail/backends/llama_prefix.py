@@ -6,26 +6,14 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from guardrail.backends.causal_rows import common_length
 from guardrail.backends.llama_forward import Forward, Prefix
 
-__all__ = ["PrefixCache", "common_length"]
+__all__ = ["PrefixCache"]
 
 _SHORTEST = 32  # tokens; below this a cached prefix saves less than its upkeep costs
 _SLACK = 32  # tokens; a cached prefix this much shorter than what the prompts share is replaced
 _ENTRIES = 1024
-
-
-def common_length(rows: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all rows begin with. Whatever the first and last row in sorted order share, all share."""
-    first, last = min(rows), max(rows)
-    low, high = 0, min(len(first), len(last))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[:middle] == last[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 @dataclass(slots=True)

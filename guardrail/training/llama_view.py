@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from guardrail.backends.llama_prefix import common_length
+from guardrail.backends.causal_rows import common_length
 from guardrail.prompting import PromptBuilder, Template
 from guardrail.taxonomy import Category, Taxonomy
 from guardrail.tokens import TextTokenizer

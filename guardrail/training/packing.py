@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from guardrail.backends.llama_prefix import common_length
+from guardrail.backends.causal_rows import common_length
 from guardrail.training.answers import Answer, Step
 
 __all__ = ["Branch", "Pack", "collate", "log_likelihoods", "pack", "with_language"]
