@@ -104,7 +104,7 @@ class _Graph:
         return self.add("LayerNormalization", inputs, name, axis=-1, epsilon=norm.eps)
 
     def skip_norm(self, value: str, skip: str, linear: nn.Linear, norm: nn.LayerNorm, name: str) -> str:
-        """norm(value + skip + linear.bias), in three steps: the one operator that does it all is many times slower on a CPU."""
+        """norm(value + skip + linear.bias), in three steps: the one operator for it is many times slower on a CPU."""
         biased = self.add("Add", [value, self.floats(f"{name}.bias", linear.bias)], f"{name}.biased")
         return self.norm(self.add("Add", [biased, skip], f"{name}.sum"), norm, name)
 
