@@ -51,8 +51,11 @@ prepared/train.jsonl:
 	$(BIN)/python -m guardrail.training.prepare --data "$(DATA)" -o prepared
 	ln -sfn "$(BASE)" prepared/words
 
+# glibc gives large blocks back to the system after each use, and the next one begins with page faults: keep them.
+KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
+
 train-llama: prepared/train.jsonl  ## a small Llama from nothing, a process per core: make train-llama DATA=… OUT=runs/llama PROCESSES=2
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES) -m guardrail train configs/llama-scratch.yaml -o "$(OUT)" --suite openai-moderation --suite toxic-chat --suite-data "$(DATA)"
+	OMP_NUM_THREADS=1 $(KEEP_MEMORY) $(BIN)/torchrun --nproc-per-node $(PROCESSES) -m guardrail train configs/llama-scratch.yaml -o "$(OUT)" --suite openai-moderation --suite toxic-chat --suite-data "$(DATA)"
 
 evaluate:         ## the report on five public sets, in OUT/evaluation: make evaluate DATA=… OUT=…
 	$(BIN)/guardrail eval openai-moderation toxic-chat xstest hatecheck beavertails --adaptation all --data "$(DATA)" -o "$(OUT)/evaluation"

@@ -21,6 +21,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from benchmarks.comparing import Comparison, Contestant, compare, plot_bars, save
 from guardrail.backends.causal_rows import common_length
 from guardrail.backends.llama import LlamaBackend
+from guardrail.backends.llama_int8 import to_int8
 from guardrail.backends.llama_loading import DTYPES, Checkpoint
 from guardrail.prompting import Prompt, PromptBuilder
 from guardrail.scoring import Logits
@@ -155,6 +157,9 @@ def measure(size: str, dtype: str, options: argparse.Namespace, tokenizer: Any) 
     model = random_llama(size, dtype)
     checkpoint = Checkpoint(model, tokenizer, "random@0", Path(), 4096, 32000)
     plain = LlamaBackend(checkpoint, template=FAMILY, token_budget=options.budget)
+    eighths = random_llama(size, dtype)
+    to_int8(eighths, keep=eighths.get_output_embeddings())
+    whole = LlamaBackend(replace(checkpoint, model=eighths), template=FAMILY, token_budget=options.budget)
     prompts = conversations(plain, options.lengths)
     ids = [plain.tokenizer.encode(prompt) for prompt in prompts]
     few = ids[: options.few]
@@ -168,6 +173,7 @@ def measure(size: str, dtype: str, options: argparse.Namespace, tokenizer: Any) 
     contestants = {
         "guardrail": Contestant(lambda: _checked(plain.logits(prompts, categories=False)), len(ids)),
         "guardrail, with category scores": Contestant(lambda: _checked(plain.logits(prompts)), len(ids)),
+        "guardrail, quantize 8bit": Contestant(lambda: _checked(whole.logits(prompts, categories=False)), len(ids)),
         "guardrail, one by one": Contestant(
             lambda: _checked([plain.logits([one], categories=False)[0] for one in prompts[: options.few]]), len(few)
         ),

@@ -17,6 +17,7 @@ from guardrail.cli_options import (
     Dtype,
     Model,
     Prompts,
+    QuantizeOption,
     Served,
     TaxonomyOption,
     Template,
@@ -58,6 +59,7 @@ def calibrate(
     prompts: Prompts = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantize: QuantizeOption = None,
     cache: Cache = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Judge everything anew, and keep no judgement.")] = False,
 ) -> None:
@@ -94,6 +96,7 @@ def calibrate(
         served=served_model,
         tokenizer=tokenizer,
         prompts=prompts,
+        quantize=quantize,
     )
     with guard, open_cache(cache, no_cache) as judgements:
         calibration, lines = fitted(guard, loaded, recipe, judgements)

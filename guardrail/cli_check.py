@@ -17,6 +17,7 @@ from guardrail.cli_options import (
     Dtype,
     Model,
     Prompts,
+    QuantizeOption,
     Served,
     TaxonomyOption,
     Template,
@@ -47,6 +48,7 @@ def check(
     prompts: Prompts = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantize: QuantizeOption = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the decision as one line of JSON.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 3 when flagged.")] = False,
 ) -> None:
@@ -68,6 +70,7 @@ def check(
         served=served_model,
         tokenizer=tokenizer,
         prompts=prompts,
+        quantize=quantize,
         calibration=calibration,
         on_error="raise",
     )

@@ -21,6 +21,7 @@ from guardrail.cli_options import (
     Dtype,
     Model,
     Prompts,
+    QuantizeOption,
     Served,
     TaxonomyOption,
     Template,
@@ -92,6 +93,7 @@ def run(
     prompts: Prompts = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantize: QuantizeOption = None,
     batch_size: BatchSize = 64,
     cache: Cache = None,
     no_cache: NoCache = False,
@@ -129,7 +131,7 @@ def run(
     bounds += [Bound.parse("--fail-over", text) for text in fail_over or ()]
     adaptations, every = _adaptations(adaptation or ["none"])
     loaded = load_suites(suites, data)
-    options = {"template": template, "device": device, "dtype": dtype}
+    options = {"template": template, "device": device, "dtype": dtype, "quantize": quantize}
     options.update(served=served_model, tokenizer=tokenizer, prompts=prompts)
     options = {name: value for name, value in options.items() if value}
     fixed = {"taxonomy": taxonomy, "threshold": threshold, "calibration": calibration}

@@ -16,6 +16,7 @@ __all__ = [
     "Dtype",
     "Model",
     "Prompts",
+    "QuantizeOption",
     "Served",
     "TaxonomyOption",
     "Template",
@@ -54,6 +55,9 @@ Prompts = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps (checkpoints).")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 (checkpoints).")]
+QuantizeOption = Annotated[
+    str | None, typer.Option("--quantize", help="8bit, or on CUDA 4bit: less memory (checkpoints).")
+]
 
 
 def load_guard(
@@ -68,14 +72,15 @@ def load_guard(
     served: str | None = None,
     tokenizer: str | None = None,
     prompts: str | None = None,
+    quantize: str | None = None,
     calibration: str | None = None,
     on_error: str = "closed",
 ) -> Guard:
     """The guard that the flags describe; flags that were not given are not passed on."""
     from guardrail.loading import load
 
-    given = {"device": device, "dtype": dtype, "served": served, "tokenizer": tokenizer, "prompts": prompts}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value}
+    given = {"device": device, "dtype": dtype, "quantize": quantize, "served": served, "tokenizer": tokenizer}
+    options: dict[str, Any] = {name: value for name, value in {**given, "prompts": prompts}.items() if value}
     return load(
         model,
         taxonomy=taxonomy,

@@ -13,6 +13,7 @@ from guardrail.cli_options import (
     Dtype,
     Model,
     Prompts,
+    QuantizeOption,
     Served,
     TaxonomyOption,
     Template,
@@ -61,6 +62,7 @@ def score(
     prompts: Prompts = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantize: QuantizeOption = None,
     batch_size: Annotated[int, typer.Option(help="Rows that are judged together.")] = 64,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")] = False,
@@ -105,6 +107,7 @@ def score(
         "prompts": prompts,
         "device": device,
         "dtype": dtype,
+        "quantize": quantize,
     }
     cluster = {
         "workers": workers,

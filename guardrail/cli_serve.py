@@ -15,6 +15,7 @@ from guardrail.cli_options import (
     Dtype,
     Model,
     Prompts,
+    QuantizeOption,
     Served,
     TaxonomyOption,
     Threshold,
@@ -49,6 +50,7 @@ def serve(
     prompts: Prompts = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantize: QuantizeOption = None,
     upstream: Annotated[
         str | None, typer.Option(help="URL of a model server: the chat APIs are handed on to it, guarded.")
     ] = None,
@@ -74,7 +76,8 @@ def serve(
     from guardrail.server.settings import Settings
     from guardrail.serving.judge import Limits
 
-    given = {"device": device, "dtype": dtype, "served": served_model, "tokenizer": tokenizer, "prompts": prompts}
+    given = {"device": device, "dtype": dtype, "quantize": quantize}
+    given |= {"served": served_model, "tokenizer": tokenizer, "prompts": prompts}
     settings = Settings(
         model=model,
         taxonomy=taxonomy,

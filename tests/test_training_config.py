@@ -148,6 +148,8 @@ def change(old: str, new: str, text: str = FULL) -> str:
         (change("kind: llama", "kind: encoder"), "6: template: is for the kind llama"),
         (MINIMAL.replace("llama", "encoder") + "augment: {shuffle: 1}\n", r"8: augment\.shuffle: unknown key"),
         (MINIMAL.replace("base: b", "scratch: {heads: 7}"), r"4: scratch\.heads: is 7, which does not"),
+        (MINIMAL.replace("base: b", "scratch: {vector_steps: 7}"), r"4: scratch\.vector_steps: is 7, scr"),
+        (MINIMAL + "train: {vector_weight: 2}\n", r"8: train\.vector_weight: is 2, but there is no scr"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_with_their_place(text: str, message: str) -> None:

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -26,6 +27,7 @@ from guardrail.training.llama_view import Format, View
 from guardrail.training.packing import Pack
 from guardrail.training.policies import PolicyChanges, PolicySampler, TrainingPolicy
 from guardrail.training.rows import UNKNOWN, Row
+from guardrail.training.teacher import Teacher, Teaching
 from guardrail.types import Conversation, Message, Role
 from tests.training_material import TAXONOMY, TEMPLATE, own_policy, rows, sampler, text_tokenizer
 
@@ -116,17 +118,7 @@ def test_the_stream_goes_on_pass_after_pass() -> None:
     per_pass = [list(one.packs(number)) for number in range(3)]
     flat = [pack for packs in per_pass for pack in packs]
     for found, expected in zip(islice(iter(stream(rows(30))), len(flat)), flat, strict=True):
-        assert same(found, expected)
-
-
-def test_the_first_packs_show_one_category_of_everything() -> None:
-    some = rows(60)
-    packs = PackStream(form(), lambda number: some, sampler(), seed=1, single=3)
-    found = [text_tokenizer().decode([int(token) for token in ways(one)[0]]) for one in islice(packs, 5)]
-    shown = ["s1: unsafe content." in text for text in found]
-    assert shown == [True, True, True, False, False]
-    verdicts = [pack.targets[pack.verdicts, 0] for pack in islice(packs, 3)]
-    assert all(VERDICT.unsafe[0] in each or VERDICT.safe[0] in each for each in verdicts)
+        assert same(found(), expected)
 
 
 def test_a_policy_without_the_violated_category_makes_the_row_safe() -> None:
@@ -258,13 +250,20 @@ def test_metrics_are_those_of_the_margins() -> None:
 
 @given(count=st.integers(0, 40), share=st.integers(1, 3), processes=st.integers(1, 3), start=st.integers(0, 20))
 def test_processes_share_the_packs_in_turn(count: int, share: int, processes: int, start: int) -> None:
-    packs: Any = range(count)
+    made: list[int] = []
+
+    def make(number: int) -> int:
+        made.append(number)
+        return number
+
+    drafts: Any = [partial(make, number) for number in range(count)]
     parts: list[list[Any]] = []
     for rank in range(processes):
-        feed = Feed(packs, share=share, rank=rank, processes=processes)
+        feed = Feed(drafts, share=share, rank=rank, processes=processes)
         feed.start = start
         parts.append(list(feed))
     assert sorted(number for part in parts for number in part) == list(range(start, count))
+    assert sorted(made) == list(range(start, count))  # each by one process
     for rank, part in enumerate(parts):
         assert all(number // share % processes == rank for number in part)
 
@@ -286,3 +285,33 @@ def test_items_are_made_ahead_and_errors_come_in_their_place() -> None:
     assert next(endless) == 0
     endless.close()  # type: ignore[attr-defined]
     assert made == [0, 1, 2, 3, 4]
+
+
+def test_a_teachers_verdict_is_mixed_with_the_labels_and_its_vector_is_learnt() -> None:
+    users = [row for row in rows(40) if row.conversation.role is Role.USER]
+    some = [*users, Row("made", Conversation.parse("a long text " * 100), 0.0)]
+    teacher = Teacher("embedded", some)
+    taught = PackStream(
+        form(4000), lambda number: some, sampler(), seed=1, teaching=Teaching(teacher, 0.25, vectors=True)
+    )
+    (pack,) = taught.packs(0)
+    assert len(pack.vectors) == pack.rows - 1  # but for the long one
+    builder = PromptBuilder(TEMPLATE, TAXONOMY)
+    tokenizer = text_tokenizer()
+    of = {(*tokenizer.encode(builder.build(row.conversation)), *VERDICT.prefix): row for row in some}
+    weights: dict[Any, dict[int, float]] = {}
+    verdict_rows = np.flatnonzero(pack.verdicts)
+    for way, at in zip(ways(pack), verdict_rows, strict=True):
+        weights.setdefault(way, {})[int(pack.targets[at, 0])] = float(pack.weights[at])
+    for way, found in weights.items():
+        row = of[way]
+        expected = row.unsafe
+        if teacher.sees_whole(row.conversation):
+            expected = 0.75 * row.unsafe + 0.25 * teacher.judge(row.conversation, TAXONOMY)[0]
+        assert found.get(VERDICT.unsafe[0], 0.0) == pytest.approx(expected, abs=1e-4)
+        assert sum(found.values()) == pytest.approx(1.0, abs=1e-5)
+    places = dict(zip(pack.vector_places.tolist(), pack.vectors, strict=True))
+    for way, place in zip(ways(pack), pack.picks[pack.verdicts], strict=True):
+        if int(place) in places:
+            assert places[int(place)] == pytest.approx(teacher.vectors([of[way].conversation])[0], abs=1e-4)
+    teacher.close()

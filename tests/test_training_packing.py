@@ -18,7 +18,7 @@ from guardrail.prompting import PromptBuilder, Template
 from guardrail.taxonomy import Taxonomy
 from guardrail.tokens import TextTokenizer
 from guardrail.training.answers import Answer, Step
-from guardrail.training.packing import Branch, collate, log_likelihoods, pack, with_language
+from guardrail.training.packing import Branch, collate, log_likelihoods, pack
 from guardrail.training.prompt_ids import Encoding, PromptIds
 from guardrail.types import Conversation, Message, Role
 from tests.checkpoints import FAMILIES, TOKENIZERS, chat_template, tokenizer_of
@@ -123,6 +123,50 @@ def test_the_loss_is_that_of_the_rows(trees: list[list[Branch]], weight: float) 
         assert float(given_weight) == pytest.approx(expected, rel=1e-5)
 
 
+PREFIX, VERDICTS = Step((7,)), (Step((3,), verdict=True), Step((4,), verdict=True))
+
+
+@settings(max_examples=30)
+@given(
+    trees=st.lists(
+        st.lists(st.tuples(st.lists(TOKENS, min_size=1, max_size=12), st.booleans()), min_size=1, max_size=8),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_vectors_go_with_the_states_that_verdicts_are_read_from(trees: list[list[tuple[list[int], bool]]]) -> None:
+    told = Answer((PREFIX, Step((8,)), VERDICTS[0]), 0.5)
+    vectors = iter(np.arange(1000, dtype=np.float32).reshape(-1, 2))
+    packs = [
+        [
+            Branch(
+                tuple(ids), (told, *(Answer((PREFIX, each)) for each in VERDICTS)), 1.0, next(vectors) if led else None
+            )
+            for ids, led in tree
+        ]
+        for tree in trees
+    ]
+    batch = collate([pack(branches) for branches in packs])
+    led = [branch for branches in packs for branch in branches if branch.vector is not None]
+    assert ("vectors" in batch) == bool(led)
+    if not led:
+        return
+    with torch.no_grad():
+        states = model()(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            attention_mask=whole_square(batch["ends"]),
+            output_hidden_states=True,
+            use_cache=False,
+        ).hidden_states[-1]
+        kept = states.take_along_dim(batch["keep"][..., None], dim=1).flatten(0, 1)[batch["vector_picks"]]
+        for branch, state, vector in zip(led, kept, batch["vectors"], strict=True):
+            assert branch.vector is not None
+            assert vector.tolist() == branch.vector.tolist()
+            plain = model().model(torch.tensor([[*branch.ids, 7]])).last_hidden_state[0, -1]
+            torch.testing.assert_close(state, plain, atol=1e-4, rtol=0)
+
+
 @given(branches=TREES)
 def test_each_token_is_in_the_tree_once_and_sees_its_ancestors(branches: list[Branch]) -> None:
     one = pack(branches)
@@ -218,29 +262,3 @@ def test_checkpoints_own_chat_templates_too(family: str, tokenizer_files: Path) 
             messages = tuple(Message(list(Role)[at % 2], turn) for at, turn in enumerate(turns))
             conversation = Conversation(messages)
             assert ids(conversation) == tuple(tokenizer.encode(builder.build(conversation)))
-
-
-@given(trees=st.lists(TREES, min_size=1, max_size=8))
-def test_the_language_of_the_prompts_is_learnt_where_one_token_follows(trees: list[list[Branch]]) -> None:
-    for branches in trees:
-        one = pack(branches)
-        paths = {branch.ids + answer.ids[:-1] for branch in branches for answer in branch.answers}
-        follow: dict[tuple[int, ...], set[int]] = {}
-        for path in paths:
-            for end in range(1, len(path)):
-                follow.setdefault(path[:end], set()).add(path[end])
-        way = [tuple(int(one.ids[at]) for at in range(place + 1) if one.ends[at] > place) for place in range(len(one))]
-        found = with_language(one, 0.5)
-        added = slice(len(one.picks), None)
-        for place, target in zip(found.picks[added], found.targets[added, 0], strict=True):
-            assert follow[way[place]] == {int(target)}
-        assert set(found.weights[added].tolist()) <= {0.5}
-        assert not found.verdicts[added].any()
-        np.testing.assert_array_equal(found.picks[: len(one.picks)], one.picks)
-        np.testing.assert_array_equal(with_language(one, 0.5).picks, found.picks)
-
-
-def test_a_quarter_of_the_places_is_learnt() -> None:
-    answer = Answer((Step((3,), verdict=True),))
-    one = pack([Branch(tuple(range(10, 2010)), (answer,))])
-    assert 400 < len(with_language(one, 0.1).picks) < 600

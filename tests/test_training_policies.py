@@ -217,15 +217,6 @@ def test_the_sampler_draws_by_shares_and_the_same_again() -> None:
         assert full.draw(random.Random(seed), rows[:2]) == full.draw(random.Random(seed), rows[:2])
 
 
-def test_the_single_category_is_violated_by_whatever_violates_anything() -> None:
-    sampler = PolicySampler(CANONICAL, {OWN: 1.0})
-    assert len(sampler.single.taxonomy) == 1
-    for name in CANONICAL.names:
-        assert targets(row(name), sampler.single.labels) == (1.0, [1.0])
-    assert targets(row(possible=tuple(CANONICAL.names)), sampler.single.labels)[0] == 1.0
-    assert targets(row(unsafe=0.0), sampler.single.labels) == (0.0, [0.0])
-
-
 def test_shipped_policies_cover_hazards() -> None:
     sampler = PolicySampler(CANONICAL, {"default": 1})
     default = Taxonomy.load("default")

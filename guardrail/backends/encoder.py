@@ -62,7 +62,7 @@ class EncoderBackend:
         self._path = path
         config = _config(path)
         self.max_tokens = int(config["max_tokens"])
-        self._dimension = int(config["dimension"])
+        self.dimension = int(config["dimension"])
         self._template_id = str(config["template"])
         self._taxonomy_id = str(config["taxonomy"])
         self._digests = (config.get("taxonomy_digest"), config.get("template_digest"))
@@ -128,6 +128,18 @@ class EncoderBackend:
             return Logits(0.0, float(verdict[0]), tuple(rest[0][0].tolist()) if rest else ())
 
         return self._each(answer, prompts)
+
+    def verdicts_and_vectors(self, prompts: Sequence[Prompt]) -> tuple[Vectors, Vectors]:
+        """The verdicts' logits (N,), and the mean of each text's token states (N, `dimension`), in which the taxonomy
+        has no part."""
+        found = [
+            self._run(
+                ["verdict_logit", "vector"],
+                self._feed(self.tokenizer.encode(prompt), self._category_vectors(prompt.taxonomy)),
+            )
+            for prompt in prompts
+        ]
+        return np.concatenate([verdict for verdict, _ in found]), np.concatenate([vector for _, vector in found])
 
     def close(self) -> None:
         """Stop the threads and let go of the model."""
@@ -218,7 +230,7 @@ class EncoderBackend:
 
     def _encode(self, rows: Sequence[Sequence[int]]) -> Vectors:
         """One vector per text (N, 384)."""
-        nothing = np.zeros((1, self._dimension), dtype=np.float32)
+        nothing = np.zeros((1, self.dimension), dtype=np.float32)
 
         def vector(ids: Sequence[int]) -> Vectors:
             (values,) = self._run(["vector"], self._feed(ids, nothing))

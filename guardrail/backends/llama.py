@@ -87,10 +87,9 @@ class LlamaBackend(CausalBackend):
         """Load a checkpoint from a folder or the hub.
 
         `device` is `cuda`, `mps` or `cpu` (default: the first there is); `dtype` is `float32`, `bfloat16` or `float16`
-        (default: float32 on the CPU, else the checkpoint's own); `quantize` is `8bit` or `4bit` and needs CUDA.
-        `template` overrides the family that is found from tokenizer and chat template. `token_budget` bounds a
-        batch, padding included (default: by device), `max_tokens` a prompt, and `cache_bytes` the memory of the
-        policy prefixes.
+        (default: float32 on the CPU, else the checkpoint's own); `quantize` is `8bit`, or on CUDA `4bit`. `template`
+        overrides the family that is found from tokenizer and chat template. `token_budget` bounds a batch, padding
+        included (default: by device), `max_tokens` a prompt, and `cache_bytes` the memory of the policy prefixes.
         """
         checkpoint = load_checkpoint(model, device=device, dtype=dtype, quantize=quantize, revision=revision)
         return cls(

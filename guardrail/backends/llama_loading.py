@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from guardrail.backends.llama_int8 import has_int8, to_int8
 from guardrail.backends.weights import sampled_digest
 from guardrail.errors import GuardrailError, ModelError, UsageError
 
@@ -33,7 +34,7 @@ _HEADS: Final = {
 _HINTS: Final = (
     (("gated", "401", "403", "access to model"), "accept its licence on the model's page, then log in: hf auth login"),
     (("offline", "connect", "resolve"), "there is no connection: download it beforehand, or name a local folder"),
-    (("out of memory", "not enough memory"), "use dtype='bfloat16', or on a GPU quantize='8bit'"),
+    (("out of memory", "not enough memory"), "use dtype='bfloat16', or quantize='8bit'"),
     (("not a valid model identifier", "404"), "check the spelling: a folder, or a hub id such as ORGANISATION/NAME"),
 )
 
@@ -57,6 +58,7 @@ class Checkpoint:
         """The number format, and whether the weights are quantized."""
         quantized = getattr(self.model.config, "quantization_config", None)
         kind = f" {'8bit' if getattr(quantized, 'load_in_8bit', False) else '4bit'}" if quantized else ""
+        kind = " int8" if has_int8(self.model) else kind
         return f"{str(self.model.dtype).removeprefix('torch.')}{kind}"
 
 
@@ -78,7 +80,7 @@ def load_checkpoint(
     options: dict[str, Any] = {"dtype": pick_dtype(dtype, target)}
     if target.type == "cuda":
         options["device_map"] = {"": target}
-    if quantize is not None:
+    if quantize is not None and not _on_cpu(quantize, target):
         options["quantization_config"] = _quantization(quantize, target, options["dtype"])
     source = _source(model)
     try:
@@ -86,6 +88,8 @@ def load_checkpoint(
         weights, info = _HEADS[head].from_pretrained(source, revision=revision, output_loading_info=True, **options)
         if target.type != "cuda":
             weights = weights.to(target)
+        if quantize is not None and _on_cpu(quantize, target):
+            to_int8(weights, keep=weights.get_output_embeddings())
         folder = Path(cached_file(source, "config.json", revision=revision)).parent
     except GuardrailError:
         raise
@@ -132,11 +136,17 @@ def pick_dtype(dtype: str | None, device: torch.device) -> torch.dtype | Literal
     return DTYPES[dtype]
 
 
+def _on_cpu(quantize: str, device: torch.device) -> bool:
+    """Whether the layers are to be ours in 8 bits, which need no library."""
+    return quantize == "8bit" and device.type == "cpu"
+
+
 def _quantization(quantize: str, device: torch.device, dtype: torch.dtype | str) -> Any:
     if quantize not in ("8bit", "4bit"):
         raise UsageError(f"quantize is {quantize!r}, which is not known", hint="known: 8bit, 4bit")
     if device.type != "cuda":
-        raise UsageError(f"quantize={quantize!r} needs a CUDA device, not {device.type}", hint="leave it out")
+        hint = "use 8bit on a CPU" if device.type == "cpu" else "leave it out"
+        raise UsageError(f"quantize={quantize!r} needs a CUDA device, not {device.type}", hint=hint)
     try:
         import bitsandbytes  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
     except ModuleNotFoundError:

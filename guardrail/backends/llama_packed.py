@@ -7,8 +7,9 @@ tokens of its own rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -17,10 +18,15 @@ from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 from transformers import LlamaForCausalLM
 
+from guardrail.backends.llama_int8 import Int8Linear
+
 __all__ = ["Block", "PackedLlama", "blocks_of"]
 
 States = Sequence[tuple[Tensor, Tensor]]
 """Of each layer, the prefix's keys and values: (1, key-value heads, tokens, head size)."""
+
+Product = Callable[[Tensor], Tensor]
+"""(tokens, inputs) → (tokens, outputs)."""
 
 _BLOCK = 192
 """Queries of a block, per head. Its scores stay in the processor's caches."""
@@ -42,11 +48,11 @@ class _Layer:
     """A layer's weights. Those that read the same input are one matrix each."""
 
     before_attention: Any
-    query_key_value: tuple[Tensor, Tensor | None]
-    output: tuple[Tensor, Tensor | None]
+    query_key_value: Product
+    output: Product
     before_mlp: Any
-    gate_up: tuple[Tensor, Tensor | None]
-    down: tuple[Tensor, Tensor | None]
+    gate_up: Product
+    down: Product
 
 
 class PackedLlama:
@@ -62,7 +68,7 @@ class PackedLlama:
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """Whether this is a Llama on a CPU, in plain numbers and with the usual activation."""
+        """Whether this is a Llama on a CPU, with the usual activation, in plain numbers or in 8 bits of ours."""
         return (
             type(model) is LlamaForCausalLM
             and model.device.type == "cpu"
@@ -82,11 +88,11 @@ class PackedLlama:
         cosines, sines = (part[0, :, None] for part in self._decoder.rotary_emb(states[None], positions[None]))
         for number, layer in enumerate(self._layers):
             normed = _normed(layer.before_attention, states)
-            query, key, value = self._turned(linear(normed, *layer.query_key_value), cosines, sines)
+            query, key, value = self._turned(layer.query_key_value(normed), cosines, sines)
             attended = _attend(query, key, value, prefix[number] if prefix else None, blocks)
-            states = states + linear(attended, *layer.output)
-            gate, up = linear(_normed(layer.before_mlp, states), *layer.gate_up).chunk(2, dim=-1)
-            states = states + linear(silu(gate).mul_(up), *layer.down)
+            states = states + layer.output(attended)
+            gate, up = layer.gate_up(_normed(layer.before_mlp, states)).chunk(2, dim=-1)
+            states = states + layer.down(silu(gate).mul_(up))
         return _normed(self._decoder.norm, states)
 
     def _turned(self, joined: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,16 +161,18 @@ def _layer(layer: Any) -> _Layer:
     return _Layer(
         layer.input_layernorm,
         _joined(attention.q_proj, attention.k_proj, attention.v_proj),
-        (attention.o_proj.weight, attention.o_proj.bias),
+        attention.o_proj,
         layer.post_attention_layernorm,
         _joined(mlp.gate_proj, mlp.up_proj),
-        (mlp.down_proj.weight, mlp.down_proj.bias),
+        mlp.down_proj,
     )
 
 
 @torch.no_grad()
-def _joined(*parts: Any) -> tuple[Tensor, Tensor | None]:
-    """The weights and biases of several linear layers as one, of which the layers keep views: the memory is shared."""
+def _joined(*parts: Any) -> Product:
+    """Several linear layers as one, of whose weights the layers keep views: the memory is shared."""
+    if isinstance(parts[0], Int8Linear):
+        return Int8Linear.joined(parts)
     weight = torch.cat([part.weight for part in parts])
     bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
     start = 0
@@ -174,4 +182,4 @@ def _joined(*parts: Any) -> tuple[Tensor, Tensor | None]:
         if bias is not None:
             part.bias.data = bias[start:stop]
         start = stop
-    return weight, bias
+    return partial(linear, weight=weight, bias=bias)

@@ -127,14 +127,20 @@ def parse_config(root: Field, data: Sequence[Path] = ()) -> TrainingConfig:
     taxonomy = _at(values["taxonomy"], lambda: Taxonomy.load(values["taxonomy"].text()))
     changes, noise = _augment(values.get("augment"), kind)
     hyper: type[LlamaHyper] | type[Hyper] = LlamaHyper if kind == "llama" else Hyper
+    train = build(values["train"], hyper) if "train" in values else hyper()
+    scratch = build(values["scratch"], ScratchSpec) if "scratch" in values else None
+    for name in ("teacher_share", "vector_weight"):
+        if getattr(train, name, 0) and (scratch is None or scratch.vectors_from is None):
+            reason = f"is {getattr(train, name):g}, but there is no scratch.vectors_from"
+            raise values["train"].error(reason, "name the teacher there, or leave this out", name)
     return TrainingConfig(
         id=values["id"].text(),
         kind=kind,
         taxonomy=taxonomy,
         data=_data(values["data"], data),
-        train=build(values["train"], hyper) if "train" in values else hyper(),
+        train=train,
         base=values["base"].text() if "base" in values else None,
-        scratch=build(values["scratch"], ScratchSpec) if "scratch" in values else None,
+        scratch=scratch,
         template=_template(values.get("template")),
         policies=_policies(values["policies"], taxonomy) if "policies" in values else {OWN: 1.0},
         changes=changes,

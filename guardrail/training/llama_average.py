@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-__all__ = ["FILE", "Average", "AverageCallback"]
+__all__ = ["FILE", "Average", "AverageCallback", "set_weights"]
 
 FILE = "average.safetensors"
 """Its name inside of a checkpoint's folder."""
@@ -46,11 +46,11 @@ class Average:
         try:
             yield
         finally:
-            self._set(own)
+            set_weights(self._model, own)
 
     def apply(self) -> None:
         """Give the model the averaged weights."""
-        self._set(self._values)
+        set_weights(self._model, self._values)
 
     def save(self, folder: Path) -> None:
         """Write the average into a checkpoint's folder."""
@@ -62,13 +62,16 @@ class Average:
         for name, value in self._values.items():
             value.copy_(stored[name])
 
-    @torch.no_grad()
-    def _set(self, values: dict[str, Tensor]) -> None:
-        for name, value in self._trained():
-            value.copy_(values[name])
-
     def _trained(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, value) for name, value in self._model.named_parameters() if value.requires_grad)
+
+
+@torch.no_grad()
+def set_weights(model: Any, values: dict[str, Tensor]) -> None:
+    """Give the model's parameters these values, by name; it has all of the names, and may have more."""
+    parameters = dict(model.named_parameters())
+    for name, value in values.items():
+        parameters[name].copy_(value)
 
 
 class AverageCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed

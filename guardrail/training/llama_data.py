@@ -5,16 +5,19 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from guardrail.errors import TemplateError, UsageError
+from guardrail.training.answers import Answer
 from guardrail.training.llama_view import LEAST_ROOM, Filling, Format, View
 from guardrail.training.packing import Branch, Pack, pack
 from guardrail.training.policies import PolicySampler
 from guardrail.training.rows import UNKNOWN, Row, targets
+from guardrail.training.teacher import Teaching
 from guardrail.types import Role
 
-__all__ = ["PackStream"]
+__all__ = ["Draft", "PackStream"]
 
 # A row that does not go with a pack's policy waits for the next one, this often.
 _TRIES = 4
@@ -25,6 +28,10 @@ _CHARACTERS_PER_TOKEN = 4
 _TURN = 24
 # Draws of a policy that leaves so much.
 _DRAWS = 50
+_UNDECIDED = 0.5
+
+Draft = Callable[[], Pack]
+"""Makes a pack."""
 
 
 @dataclass(slots=True)
@@ -33,6 +40,8 @@ class _Waiting:
     tries: int = 0
     note: str = ""
     """What happened to its text, or why it did not go with the last policy."""
+    taught: bool = False
+    """Whether a teacher has a say in its answers."""
 
     @property
     def tokens(self) -> int:
@@ -58,10 +67,9 @@ class PackStream:
         sampler: PolicySampler,
         *,
         seed: int,
-        single: int = 0,
+        teaching: Teaching | None = None,
     ) -> None:
-        """`rows_of_pass(n)` gives the rows of pass n, always the same ones; the first `single` packs show one category
-        of everything."""
+        """`rows_of_pass(n)` gives the rows of pass n, always the same ones."""
         self.counts: Counter[str] = Counter()
         """Rows `shown`, of them `shortened` (their context) or `cut` (their text); how often a row was `put_back`; rows
         left out: `unlabelled`, `unknown` (the verdict, under every policy tried), `too_long`, `no_prompt` (the template
@@ -70,17 +78,15 @@ class PackStream:
         self._rows_of_pass = rows_of_pass
         self._sampler = sampler
         self._seed = seed
-        self._single = single
-        self._given = 0
+        self._teaching = teaching
 
-    def __iter__(self) -> Iterator[Pack]:
+    def __iter__(self) -> Iterator[Draft]:
         """Pass after pass without an end; UsageError when a pass has no pack."""
-        number = self._given = 0
+        number = 0
         while True:
             empty = True
-            for each in self.packs(number):
+            for each in self.drafts(number):
                 empty = False
-                self._given += 1
                 yield each
             if empty:
                 counts = ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()))
@@ -92,6 +98,10 @@ class PackStream:
 
     def packs(self, number: int) -> Iterator[Pack]:
         """The packs of one pass."""
+        return (draft() for draft in self.drafts(number))
+
+    def drafts(self, number: int) -> Iterator[Draft]:
+        """The packs of one pass, each still to be made: a process makes its own ones, and all agree on all of them."""
         chosen = random.Random(f"{self._seed} {number}")
         rows = list(self._rows_of_pass(number))
         chosen.shuffle(rows)
@@ -112,10 +122,11 @@ class PackStream:
             while queue:
                 yield from self._next(queue, chosen)
 
-    def _next(self, queue: deque[_Waiting], chosen: random.Random) -> Iterator[Pack]:
+    def _next(self, queue: deque[_Waiting], chosen: random.Random) -> Iterator[Draft]:
         """The next pack of the queue's rows; none when no row goes with the policy that was drawn."""
         view = self._view(queue, chosen)
         filling = Filling(self._format.pack_tokens)
+        taught: list[Row | None] = []
         later: list[_Waiting] = []
         misses = 0
         while queue and misses < _MISSES:
@@ -124,17 +135,16 @@ class PackStream:
             if branch is None:
                 self._put_back(each, later)
             elif filling.add(branch):
+                taught.append(each.row if each.taught else None)
                 self.counts.update(["shown", *([each.note] if each.note else [])])
             else:
                 later.append(each)
                 misses += 1
         queue.extendleft(reversed(later))
         if filling.branches:
-            yield pack(filling.branches)
+            yield partial(self._pack, filling.branches, taught, view)
 
     def _view(self, queue: deque[_Waiting], chosen: random.Random) -> View:
-        if self._given < self._single:
-            return View(self._format, self._sampler.single)
         candidates = self._candidates(queue)
         for _ in range(_DRAWS):
             view = View(self._format, self._sampler.draw(chosen, candidates))
@@ -168,11 +178,12 @@ class PackStream:
     def _branch(self, each: _Waiting, view: View, chosen: random.Random) -> Branch | None:
         """The row's prompt and answers; None, and a note, when it does not go with this policy."""
         row, each.note = each.row, "unknown"
-        verdict, categories = targets(row, view.policy.labels)
+        verdict, _ = targets(row, view.policy.labels)
         if verdict == UNKNOWN:
             return None
-        # An explanation tells why the row has its own label, not why another policy allows it.
-        answers = view.writer.write(verdict, categories, row.explanation if verdict == row.unsafe else None)
+        each.taught = self._teaching is not None and self._teaching.teacher.sees_whole(row.conversation)
+        # What the teacher says changes the answers' weights alone; it is asked when the pack is made.
+        answers = self._answers(row, view, _UNDECIDED if each.taught else None)
         lengths = [len(answer.steps) for answer in answers]
         room = min(self._format.row_tokens - max(lengths), self._format.pack_tokens - sum(lengths))
         try:
@@ -181,10 +192,32 @@ class PackStream:
                 each.note = ""
             else:
                 ids, each.note = _shortened(row, view, room, verdict, chosen)
+                each.taught, answers = False, self._answers(row, view, None)
         except TemplateError:
             each.note = "no_prompt"
             return None
         return Branch(ids, answers, row.weight) if ids else None
+
+    def _answers(self, row: Row, view: View, unsafe: float | None) -> tuple[Answer, ...]:
+        """The answers under the policy, with the teacher's P(unsafe) where it has a say."""
+        verdict, categories = targets(row, view.policy.labels)
+        # An explanation tells why the row has its own label, not why another policy allows it.
+        explanation = row.explanation if verdict == row.unsafe else None
+        if self._teaching is not None and unsafe is not None:
+            verdict = self._teaching.mixed(verdict, unsafe)
+        return view.writer.write(verdict, categories, explanation)
+
+    def _pack(self, branches: Sequence[Branch], taught: Sequence[Row | None], view: View) -> Pack:
+        """The pack of these branches; where there is a row, the teacher has its say."""
+        if self._teaching is None:
+            return pack(branches)
+        found = list(branches)
+        for at, row in enumerate(taught):
+            if row is not None:
+                unsafe, vector = self._teaching.teacher.judge(row.conversation, view.policy.taxonomy)
+                answers = self._answers(row, view, unsafe)
+                found[at] = replace(found[at], answers=answers, vector=vector if self._teaching.vectors else None)
+        return pack(found)
 
 
 def _shortened(row: Row, view: View, room: int, verdict: float, chosen: random.Random) -> tuple[tuple[int, ...], str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from queue import Empty, Full, Queue
@@ -23,10 +23,11 @@ _PATIENCE = 0.2  # seconds between two looks at whether the consumer is gone
 class Feed(IterableDataset[Pack]):
     """The packs of one process, from a given one on: of each forward pass, process r takes the r-th `share`."""
 
-    def __init__(self, packs: Iterable[Pack], *, share: int, rank: int, processes: int) -> None:
+    def __init__(self, drafts: Iterable[Callable[[], Pack]], *, share: int, rank: int, processes: int) -> None:
+        """Of the `drafts`, those of this process are made into packs, and no others."""
         self.start = 0
         """How many packs of all processes to skip: those that an earlier run was trained on."""
-        self._packs = packs
+        self._drafts = drafts
         self._share = share
         self._rank = rank
         self._processes = processes
@@ -35,9 +36,9 @@ class Feed(IterableDataset[Pack]):
         return ahead(self._mine(), _AHEAD)
 
     def _mine(self) -> Iterator[Pack]:
-        for number, pack in enumerate(islice(iter(self._packs), self.start, None), self.start):
+        for number, draft in enumerate(islice(iter(self._drafts), self.start, None), self.start):
             if number // self._share % self._processes == self._rank:
-                yield pack
+                yield draft()
 
 
 def ahead(items: Iterable[T], count: int) -> Iterator[T]:

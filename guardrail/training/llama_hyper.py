@@ -62,18 +62,22 @@ class LlamaHyper:
     seed: int = 1
     evaluate_every: int = 100
     """Steps between two evaluations on the validation rows."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights are the result: those of the best evaluation, or the last ones, where the validation rows are too
+    much like the training rows to tell how the model does on others."""
     patience: int | None = None
     """Stop after so many evaluations without a better one; never where it is not given."""
     save_every: int | None = None
     """Steps between two checkpoints that a killed run goes on from, besides those at each evaluation."""
     verdict_weight: float = 1.0
     """Weight of the verdict's token in the loss; every other token of an answer has 1."""
-    single_steps: int = 0
-    """Steps at the beginning whose prompts show one category, of everything. For new models: between the many words of
-    a policy they find the few of a text late."""
-    language_weight: float = 0.0
-    """Weight of the prompts' own tokens in the loss, each to follow from those before it; a quarter of them is drawn.
-    For new models: a tuned one knows the language."""
+    fixed_words: bool = False
+    """The word vectors stay as they are, with `method: full`: adapters leave them alone anyway."""
+    teacher_share: float = 0.0
+    """Share of the teacher's P(unsafe) (`scratch.vectors_from`) in the verdict to learn; the rest is the label's."""
+    vector_weight: float = 0.0
+    """Weight of the distance from the teacher's vector (`scratch.vectors_from`) in the loss, of each text: so that what
+    it has learnt of texts before it judged is not lost for the training rows' own ways."""
     average: float | None = None
     """Decay per step of an exponential average of the weights, which is then evaluated and is the result."""
     clip: float = 1.0
@@ -83,17 +87,21 @@ class LlamaHyper:
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
             raise UsageError("train.steps and train.epochs are both given", hint="give one of them")
+        if self.keep == "last" and self.patience is not None:
+            raise UsageError("train.patience and keep: last are both given", hint="leave one of them out")
         for name in ("learning_rate", "pack_tokens", "packs_per_device", "accumulation", "evaluate_every", "clip"):
             _positive(f"train.{name}", getattr(self, name))
         for name in ("steps", "epochs", "patience", "save_every", "verdict_weight"):
             value = getattr(self, name)
             if value is not None:
                 _positive(f"train.{name}", value)
+        if not 0 <= self.teacher_share <= 1:
+            raise UsageError(f"train.teacher_share is {self.teacher_share:g}", hint="give a number from 0 to 1")
         for name in ("warmup", "average"):
             value = getattr(self, name)
             if value is not None:
                 _share(f"train.{name}", value)
-        for name in ("weight_decay", "single_steps", "language_weight"):
+        for name in ("weight_decay", "vector_weight"):
             if getattr(self, name) < 0:
                 raise UsageError(f"train.{name} is {getattr(self, name):g}", hint="give 0 or more")
 

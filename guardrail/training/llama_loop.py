@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object  # type: ignore[import-untyped,unused-ignore]
-from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
@@ -20,7 +19,7 @@ from guardrail.training.llama_average import Average, AverageCallback
 from guardrail.training.llama_feed import Feed
 from guardrail.training.llama_hyper import LlamaHyper
 from guardrail.training.llama_validation import GOAL, Validation
-from guardrail.training.packing import Pack, collate, log_likelihoods, with_language
+from guardrail.training.packing import Pack, collate, distances, log_likelihoods
 from guardrail.training.tree_attention import tree_mask
 
 __all__ = ["GuardTrainer"]
@@ -66,8 +65,6 @@ class GuardTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         )
 
     def _collate(self, packs: list[Pack]) -> Any:
-        if self.hyper.language_weight:
-            packs = [with_language(each, self.hyper.language_weight) for each in packs]
         return collate(packs, self.hyper.verdict_weight)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
@@ -82,22 +79,27 @@ class GuardTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The negative log-likelihoods by weight; devices average their gradients, so each counts its number times."""
-        logits = self._logits(model, inputs)
-        losses = -log_likelihoods(logits, inputs, self._verdict_ids)
-        loss = (losses * inputs["weights"]).sum() / num_items_in_batch * self.accelerator.num_processes
+        outputs = self._forward(model, inputs, output_hidden_states="vectors" in inputs)
+        logits = outputs.logits
+        loss = -(log_likelihoods(logits, inputs, self._verdict_ids) * inputs["weights"]).sum()
+        if "vectors" in inputs:
+            # Behind the last normalisation, as the output layer has them: (B, L, D), of which the kept places.
+            states = outputs.hidden_states[-1].take_along_dim(inputs["keep"][..., None], dim=1).flatten(0, 1)
+            loss = loss + self.hyper.vector_weight * distances(states[inputs["vector_picks"]], inputs["vectors"]).sum()
+        loss = loss / num_items_in_batch * self.accelerator.num_processes
         return (loss, logits) if return_outputs else loss
 
-    def _logits(self, model: Any, batch: Any) -> Tensor:
-        """The logits (B, P, V) of the kept places."""
+    def _forward(self, model: Any, batch: Any, **options: Any) -> Any:
+        """What the model gives, with the logits (B, P, V) of the kept places."""
         keep = batch["keep"]
-        logits: Tensor = model(
+        return model(
             input_ids=batch["input_ids"],
             position_ids=batch["position_ids"],
             attention_mask=tree_mask(batch["ends"]),
             logits_to_keep=keep[0] if len(keep) == 1 else keep,
             use_cache=False,
-        ).logits
-        return logits
+            **options,
+        )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """AUPRC and log loss of the validation rows under the default policy."""
@@ -132,7 +134,7 @@ class GuardTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def _pack_margins(self, model: Any, pack: Pack) -> list[float]:
         batch = self._prepare_inputs(collate([pack]))
         with torch.no_grad(), self.accelerator.autocast():
-            logits = self._logits(model, batch).flatten(0, 1)[batch["picks"]].float()
+            logits = self._forward(model, batch).logits.flatten(0, 1)[batch["picks"]].float()
         safe, unsafe = (logits[:, list(ids)].logsumexp(dim=-1) for ids in (self._verdict.safe, self._verdict.unsafe))
         margins: list[float] = (unsafe - safe).tolist()
         return margins

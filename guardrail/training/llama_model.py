@@ -38,6 +38,8 @@ def prepared(model: Any, tokenizer: Any, hyper: LlamaHyper) -> tuple[Any, Any]:
     model.config.use_cache = False
     if hyper.method != "full":
         model = _with_adapters(model, hyper)
+    elif hyper.fixed_words:
+        model.get_input_embeddings().requires_grad_(False)
     return model.train(), tokenizer
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from guardrail.backends.llama_folder import Facts
@@ -15,6 +16,8 @@ from guardrail.tokens import TextTokenizer
 from guardrail.training import processes
 from guardrail.training.config import TrainingConfig
 from guardrail.training.data import Training
+from guardrail.training.llama_average import FILE as AVERAGE
+from guardrail.training.llama_average import set_weights
 from guardrail.training.llama_hyper import LlamaHyper
 from guardrail.training.llama_start import Start, open_start
 from guardrail.training.llama_trainer import Result, fine_tune
@@ -50,6 +53,7 @@ def train_llama(config: TrainingConfig, data: Training, output: Path, *, resume:
         output / _CHECKPOINTS,
         resume=resume,
         explanation=config.explanation,
+        teacher=start.teacher if hyper.vector_weight or hyper.teacher_share else None,
     )
     if processes.is_main():
         _write_metrics(result, output / "metrics.jsonl")
@@ -82,9 +86,14 @@ def _write_model(config: TrainingConfig, start: Start, result: Result, output: P
 
 
 def _of_checkpoint(config: TrainingConfig, folder: Path) -> Any:
+    """The model of a checkpoint, with the averaged weights where there are any: those were evaluated."""
     if (folder / "adapter_config.json").is_file():
-        return apply_adapter(folder, config.base)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        model = apply_adapter(folder, config.base)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    if (folder / AVERAGE).is_file():
+        set_weights(model, load_file(folder / AVERAGE))
+    return model
 
 
 def _dtype(config: TrainingConfig) -> torch.dtype:

@@ -15,17 +15,22 @@ from guardrail.backends.llama_folder import read_facts
 from guardrail.errors import UsageError
 from guardrail.jsonl import encode
 from guardrail.prompting import PromptBuilder, Template
+from guardrail.tokens import TextTokenizer
 from guardrail.training import processes
 from guardrail.training.config import TrainingConfig
 from guardrail.training.data import Training
 from guardrail.training.llama_hyper import LlamaHyper
 from guardrail.training.llama_model import base_model, prepared
+from guardrail.training.llama_view import Format, View
 from guardrail.training.model_folder import replaced
 from guardrail.training.outcome import Say
 from guardrail.training.rows import targets
-from guardrail.training.scratch import language_phase, new_model
+from guardrail.training.scratch import new_model
+from guardrail.training.scratch_language import language_phase
 from guardrail.training.scratch_spec import ScratchSpec
 from guardrail.training.scratch_tokenizer import train_tokenizer
+from guardrail.training.scratch_vectors import vector_phase
+from guardrail.training.teacher import Teacher
 
 __all__ = ["SCRATCH", "Start", "open_start"]
 
@@ -48,6 +53,8 @@ class Start:
     tokenizer: Any
     """Of transformers."""
     template: Template
+    teacher: Teacher | None = None
+    """Of a new model, whose vectors it has learnt."""
 
 
 def open_start(config: TrainingConfig, data: Training, output: Path, say: Say) -> Start:
@@ -88,19 +95,21 @@ def _scratch(
     folder = output / SCRATCH
     # The main process has by now deleted what an earlier run left.
     processes.wait()
+    teacher = None if spec.vectors_from is None else Teacher(spec.vectors_from, data.rows)
     if not folder.is_dir():
-        _make(config, spec, data, template, folder, say)
+        _make(config, spec, data, template, teacher, folder, say)
     processes.wait()
     # Also a new model is loaded from its file: a resumed run then starts from the very same numbers.
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return Start(*prepared(model, tokenizer, hyper), template)
+    return Start(*prepared(model, tokenizer, hyper), template, teacher)
 
 
 def _make(
-    config: TrainingConfig, spec: ScratchSpec, data: Training, template: Template, folder: Path, say: Say
-) -> None:
-    """Every process makes the same model, since all of them take part in the language phase; the main one writes it."""
+    config: TrainingConfig, spec: ScratchSpec, data: Training, template: Template, teacher: Teacher | None,
+    folder: Path, say: Say,
+) -> None:  # fmt: skip
+    """Every process makes the same model, since all of them take part in its lessons; the main one writes it."""
     if not processes.is_main():
         say = _nothing
     texts = [message.text for row in data.rows for message in row.conversation.messages]
@@ -110,8 +119,15 @@ def _make(
     found: dict[str, float] = {}
     if spec.language_steps:
         say(f"language: {spec.language_steps} steps on {len(texts)} texts")
-        found = language_phase(model, tokenizer, texts, spec, folder.with_name("language"))
-        say("language: " + ", ".join(f"{name} {value:g}" for name, value in found.items()))
+        found |= language_phase(model, tokenizer, texts, spec, folder.with_name("language"))
+    if teacher is not None:
+        say(f"vectors: {spec.vector_steps} steps with {spec.vectors_from}")
+        format = Format(TextTokenizer.from_transformers(tokenizer), template, spec.positions, spec.positions)
+        found |= vector_phase(
+            model, View(format, config.result), data.sample, teacher, spec, folder.with_name("vectors")
+        )
+    if found:
+        say("before judging: " + ", ".join(f"{name} {value:g}" for name, value in found.items()))
 
     def write(new: Path) -> None:
         model.save_pretrained(new)

@@ -24,6 +24,7 @@ from guardrail.training.llama_validation import BEST, GOAL, LOG_LOSS, Validation
 from guardrail.training.llama_view import Format
 from guardrail.training.policies import PolicySampler, TrainingPolicy
 from guardrail.training.rows import Row
+from guardrail.training.teacher import Teacher, Teaching
 from guardrail.training.tree_attention import tree_attention
 
 __all__ = ["Result", "fine_tune", "last_checkpoint"]
@@ -34,14 +35,14 @@ _MOST_LOGS = 50  # steps between two lines of the history
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What training came to; the model has the best weights."""
+    """What training came to; the model has the best or the last weights, as `keep` says."""
 
     step: int
-    """The step of the best evaluation, or the last step where nothing was evaluated."""
+    """The step whose weights these are."""
     steps: int
     """How many steps were made, early stopping considered."""
     metrics: dict[str, float]
-    """Of the best evaluation."""
+    """Of the evaluation at that step."""
     history: tuple[dict[str, float], ...]
     """Losses (mean over the tokens learnt, by their weights) and evaluations, with their `step`."""
     counts: dict[str, int]
@@ -72,13 +73,15 @@ def fine_tune(
     *,
     resume: bool = False,
     explanation: Placement = "none",
+    teacher: Teacher | None = None,
 ) -> Result:
-    """Train `model` (see llama_model) and give it the weights of its best evaluation.
+    """Train `model` (see llama_model) and give it the weights that `hyper.keep` says.
 
     `rows_of_pass(n)` gives the rows of pass n, always the same ones; validation rows are shown under `judged_by`.
     Checkpoints are written to `folder`; with `resume` the last whole one is gone on from, and without it earlier ones
     are deleted. A run that was killed and resumed sees the same packs and ends with the same weights. Without
-    validation rows the last weights are the result.
+    validation rows the last weights are the result. `hyper.teacher_share` and `vector_weight` are
+    about the `teacher`.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", hyper.pack_tokens)
     format = Format(tokenizer, template, hyper.pack_tokens, min(hyper.pack_tokens, positions), explanation)
@@ -86,7 +89,8 @@ def fine_tune(
     arguments = _arguments(hyper, folder, bool(validation.packs))
     share = hyper.packs_per_device
     per_step = share * hyper.accumulation * arguments.world_size
-    stream = PackStream(format, rows_of_pass, sampler, seed=hyper.seed, single=hyper.single_steps * per_step)
+    teaching = None if teacher is None else Teaching(teacher, hyper.teacher_share, hyper.vector_weight > 0)
+    stream = PackStream(format, rows_of_pass, sampler, seed=hyper.seed, teaching=teaching)
     arguments.max_steps = hyper.steps or _steps(stream, hyper.epochs or 1.0, per_step)
 
     def feed(rank: int, processes: int) -> Feed:
@@ -104,7 +108,7 @@ def fine_tune(
 
 def _steps(stream: PackStream, epochs: float, per_step: int) -> int:
     """The steps that show the packs of the first pass so many times."""
-    packs = sum(1 for _ in stream.packs(0))
+    packs = sum(1 for _ in stream.drafts(0))
     stream.counts.clear()
     return max(1, math.ceil(epochs * packs / per_step))
 
@@ -133,7 +137,8 @@ def _finished(state: Any, steps: int) -> bool:
 def _take_over(trainer: GuardTrainer, state: Any, checkpoint: Path) -> None:
     """The result of a run that was killed after its last step."""
     trainer.state = type(trainer.state).load_from_json(str(checkpoint / _STATE))
-    trainer.state.best_model_checkpoint = state["best_model_checkpoint"] or str(checkpoint)
+    if trainer.hyper.keep == "last" or not state["best_model_checkpoint"]:
+        trainer.state.best_model_checkpoint = str(checkpoint)
     trainer._load_best_model()
 
 
@@ -180,7 +185,7 @@ def _arguments(hyper: LlamaHyper, folder: Path, evaluated: bool) -> TrainingArgu
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
-        load_best_model_at_end=evaluated,
+        load_best_model_at_end=evaluated and hyper.keep == "best",
         metric_for_best_model=GOAL if evaluated else None,
         greater_is_better=True if evaluated else None,
         logging_steps=logs,
@@ -195,7 +200,7 @@ def _arguments(hyper: LlamaHyper, folder: Path, evaluated: bool) -> TrainingArgu
 
 def _result(trainer: GuardTrainer, stream: PackStream) -> Result:
     state = trainer.state
-    best = state.best_global_step or state.global_step
+    best = (trainer.hyper.keep == "best" and state.best_global_step) or state.global_step
     names = ("step", "loss", "grad_norm", "learning_rate", BEST, LOG_LOSS)
     entries = [{name: float(entry[name]) for name in names if name in entry} for entry in state.log_history]
     history = tuple(entry for entry in entries if len(entry) > 1)

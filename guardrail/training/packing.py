@@ -7,18 +7,19 @@ way from the root and to itself, and its position is their number: it is compute
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from guardrail.backends.causal_rows import common_length
 from guardrail.training.answers import Answer, Step
 
-__all__ = ["Branch", "Pack", "collate", "log_likelihoods", "pack", "with_language"]
+__all__ = ["Branch", "Pack", "collate", "distances", "log_likelihoods", "pack"]
 
 # The matrix library of CPUs compiles a kernel for each new shape, so there are few of them.
 _LENGTHS = 64
@@ -26,8 +27,6 @@ _PLACES = 32
 # The part of the probability that tokens of unknown categories get together: a label names what a text is about, and
 # the categories beside it, which nobody looked at, are mostly not violated.
 _UNKNOWN = 0.15
-# Of the places where the next token is learnt as well: each costs a row of the output layer.
-_LANGUAGE_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +36,8 @@ class Branch:
     ids: tuple[int, ...]
     answers: tuple[Answer, ...]
     weight: float = 1.0
+    vector: NDArray[np.float32] | None = None
+    """(D,) where the state that the verdict is read from is to point, if anywhere."""
 
     @property
     def size(self) -> int:
@@ -70,6 +71,10 @@ class Pack:
     closed: NDArray[np.bool_]
     """(N,) whether only the verdict tokens compete."""
     rows: int
+    vector_places: NDArray[np.int64]
+    """(M,) the places of the verdicts of those branches that have a vector."""
+    vectors: NDArray[np.float32]
+    """(M, D) those vectors."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,7 +120,27 @@ def pack(branches: Sequence[Branch]) -> Pack:
     for place in way:
         ends[place] = len(ids)
     found = [pick for key in sorted(picks) for pick in picks[key]]
-    return Pack(np.array(ids), np.array(depths), np.array(ends), rows=len(branches), **_arrays(found))
+    return Pack(
+        np.array(ids),
+        np.array(depths),
+        np.array(ends),
+        rows=len(branches),
+        **_vector_arrays(branches, picks),
+        **_arrays(found),
+    )
+
+
+def _vector_arrays(branches: Sequence[Branch], picks: dict[tuple[int, int], list[_Pick]]) -> dict[str, Any]:
+    verdicts: dict[int, int] = {}
+    for (number, _), own in picks.items():
+        # Behind an explanation the verdict is learnt once more.
+        for place in (pick.place for pick in own if pick.step.verdict):
+            verdicts[number] = min(place, verdicts.get(number, place))
+    vectors = {number: branch.vector for number, branch in enumerate(branches) if branch.vector is not None}
+    return {
+        "vector_places": np.array([verdicts[number] for number in vectors], dtype=np.int64),
+        "vectors": np.array(list(vectors.values()), dtype=np.float32),
+    }
 
 
 def _arrays(picks: Sequence[_Pick]) -> dict[str, Any]:
@@ -132,33 +157,12 @@ def _arrays(picks: Sequence[_Pick]) -> dict[str, Any]:
     }
 
 
-def with_language(one: Pack, weight: float) -> Pack:
-    """The pack with more picks, of this weight each: what comes next at a quarter of the places that one token follows.
-
-    The same pack gets the same picks.
-    """
-    ids, ends = one.ids, one.ends
-    # Behind a place where prompts part, more than one token follows; behind the end of a path, none does.
-    followed = np.flatnonzero((ends[:-1] == ends[1:]) & (ends[:-1] > np.arange(1, len(ids))))
-    places = followed[np.random.default_rng(int(ids.sum())).random(len(followed)) < _LANGUAGE_SHARE]
-    targets = np.full((len(places), one.targets.shape[1]), -1)
-    targets[:, 0] = ids[places + 1]
-    no = np.zeros(len(places), dtype=np.bool_)
-    return replace(
-        one,
-        picks=np.concatenate([one.picks, places]),
-        targets=np.concatenate([one.targets, targets]),
-        weights=np.concatenate([one.weights, np.full(len(places), weight, dtype=np.float32)]),
-        verdicts=np.concatenate([one.verdicts, no]),
-        closed=np.concatenate([one.closed, no]),
-    )
-
-
 def collate(packs: Sequence[Pack], verdict_weight: float = 1.0) -> dict[str, Tensor]:
     """One batch of B packs.
 
     `input_ids`, `position_ids`, `ends` (B, L); `keep` (B, P), the places whose logits are needed; and for the N picks
-    of all packs together `picks` (N,), an index into the flattened `keep`, `targets` (N, K), `weights` and `closed`.
+    of all packs together `picks` (N,), an index into the flattened `keep`, `targets` (N, K), `weights` and `closed`;
+    and where there are vectors, `vector_picks` (M,) such an index, and `vectors` (M, D).
     """
     length = _up(max(map(len, packs)), _LENGTHS)
     ids = np.zeros((len(packs), length), dtype=np.int64)
@@ -170,12 +174,14 @@ def collate(packs: Sequence[Pack], verdict_weight: float = 1.0) -> dict[str, Ten
     keep = np.zeros((len(packs), places), dtype=np.int64)
     targets = np.full((sum(len(one.picks) for one in packs), max(one.targets.shape[1] for one in packs)), -1)
     picks: list[NDArray[np.int64]] = []
+    led: list[NDArray[np.int64]] = []
     for row, (one, needed) in enumerate(zip(packs, kept, strict=True)):
         ids[row, : len(one)], depths[row, : len(one)], ends[row, : len(one)] = one.ids, one.depths, one.ends
         keep[row, : len(needed)] = needed
         first = sum(map(len, picks))
         targets[first : first + len(one.picks), : one.targets.shape[1]] = one.targets
         picks.append(np.searchsorted(needed, one.picks) + row * places)
+        led.append(np.searchsorted(needed, one.vector_places) + row * places)
     weights = np.concatenate([np.where(one.verdicts, verdict_weight, 1.0) * one.weights for one in packs])
     arrays = {
         "input_ids": ids,
@@ -187,6 +193,9 @@ def collate(packs: Sequence[Pack], verdict_weight: float = 1.0) -> dict[str, Ten
         "weights": weights.astype(np.float32),
         "closed": np.concatenate([one.closed for one in packs]),
     }
+    if any(map(len, led)):
+        arrays["vector_picks"] = np.concatenate(led)
+        arrays["vectors"] = np.concatenate([one.vectors for one in packs if len(one.vectors)])
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -213,3 +222,8 @@ def log_likelihoods(logits: Tensor, batch: dict[str, Tensor], verdict: Tensor) -
     # The lowest finite number instead of -inf: where there are no others, their gradient would be NaN.
     others = values[:, 1:].masked_fill(targets[:, 1:] < 0, torch.finfo(values.dtype).min).logsumexp(dim=-1)
     return torch.where(open_, (1 - _UNKNOWN) * right + _UNKNOWN * others, right)
+
+
+def distances(states: Tensor, vectors: Tensor) -> Tensor:
+    """1 - cos of the two directions, (N,): 0 where the model's state (N, D) points as the teacher's vector does."""
+    return 1 - cosine_similarity(states.float(), vectors, dim=-1)

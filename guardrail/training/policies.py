@@ -31,7 +31,6 @@ __all__ = [
     "made_up",
     "rephrase",
     "shuffle",
-    "single",
     "with_examples",
 ]
 
@@ -216,13 +215,6 @@ def made_up(wordings: Mapping[str, Sequence[str]], chosen: random.Random) -> Tra
     return TrainingPolicy(MADE_UP, taxonomy, tuple(frozenset({label}) for label in labels))
 
 
-def single(space: LabelSpace) -> TrainingPolicy:
-    """One category that any label violates: the shortest policy, under which the text alone tells the verdict."""
-    hazards = tuple(sorted(frozenset().union(*(category.hazards for category in space.taxonomy))))
-    taxonomy = Taxonomy("single", "Single", (Category("S1", "Unsafe Content", hazards=hazards),))
-    return TrainingPolicy("single", taxonomy, (frozenset().union(*space.labels),))
-
-
 def _worded(category: Category, text: str, *, name_only: bool) -> Category:
     name, _, definition = text.partition(": ")
     return replace(category, name=name, definition="" if name_only else definition, include=(), exclude=())
@@ -253,7 +245,6 @@ class PolicySampler:
         if not self._names or min(shares.values()) < 0:
             raise UsageError("the shares of the policies are no weights", hint="give one above 0, none below")
         self.shipped = {name: self._policy(name) for name in self._names if name != MADE_UP}
-        self.single = single(space)
 
     def draw(self, chosen: random.Random, rows: Sequence[Row] = ()) -> TrainingPolicy:
         """A policy to show with these rows; the same for the same state of `chosen`, rows and settings."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["count", "is_main", "wait"]
+__all__ = ["count", "is_main", "rank", "wait"]
 
 
 def is_main() -> bool:
     """Whether this process writes the files of the run; always, when there is only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def count() -> int:

@@ -32,16 +32,38 @@ class ScratchSpec:
     """Tokens of such a step."""
     language_rate: float = 1e-3
     """The highest learning rate of these steps."""
+    vectors_from: str | None = None
+    """`embedded` or an encoder's folder: a guard whose vectors of the texts it then learns to give."""
+    vector_steps: int = 0
+    """Steps in which it learns them."""
+    vector_tokens: int = 6144
+    """Tokens of such a step."""
+    vector_rate: float = 1.5e-3
+    """The highest learning rate of these steps."""
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "hidden", "layers", "heads", "inner", "positions", "language_tokens"):
+        for name in (
+            "vocabulary",
+            "hidden",
+            "layers",
+            "heads",
+            "inner",
+            "positions",
+            "language_tokens",
+            "vector_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise UsageError(f"scratch.{name} is {getattr(self, name)}", hint="give a number from 1")
         if self.hidden % self.heads:
             raise UsageError(
                 f"scratch.heads is {self.heads}, which does not divide {self.hidden}", hint="change heads or hidden"
             )
-        if self.language_steps < 0 or self.language_rate <= 0:
-            reason = f"scratch.language_steps is {self.language_steps}, scratch.language_rate {self.language_rate:g}"
-            raise UsageError(reason, hint="give 0 steps or more, and a rate above 0")
+        for lesson in ("language", "vector"):
+            steps, rate = getattr(self, f"{lesson}_steps"), getattr(self, f"{lesson}_rate")
+            if steps < 0 or rate <= 0:
+                reason = f"scratch.{lesson}_steps is {steps}, scratch.{lesson}_rate {rate:g}"
+                raise UsageError(reason, hint="give 0 steps or more, and a rate above 0")
+        if (self.vectors_from is None) != (self.vector_steps == 0):
+            reason = f"scratch.vector_steps is {self.vector_steps}, scratch.vectors_from {self.vectors_from}"
+            raise UsageError(reason, hint="give both or neither, such as vectors_from: embedded")
