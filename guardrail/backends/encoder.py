@@ -131,7 +131,7 @@ class EncoderBackend:
 
     def verdicts_and_vectors(self, prompts: Sequence[Prompt]) -> tuple[Vectors, Vectors]:
         """The verdicts' logits (N,), and the mean of each text's token states (N, `dimension`), in which the taxonomy
-        has no part."""
+        has no part. No prompt has more than `max_tokens`."""
         found = [
             self._run(
                 ["verdict_logit", "vector"],

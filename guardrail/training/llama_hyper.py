@@ -88,7 +88,7 @@ class LlamaHyper:
         if self.steps is not None and self.epochs is not None:
             raise UsageError("train.steps and train.epochs are both given", hint="give one of them")
         if self.keep == "last" and self.patience is not None:
-            raise UsageError("train.patience and keep: last are both given", hint="leave one of them out")
+            raise UsageError(f"train.patience is {self.patience}, which needs keep: best", hint="leave one of them out")
         for name in ("learning_rate", "pack_tokens", "packs_per_device", "accumulation", "evaluate_every", "clip"):
             _positive(f"train.{name}", getattr(self, name))
         for name in ("steps", "epochs", "patience", "save_every", "verdict_weight"):

@@ -29,7 +29,7 @@ from guardrail.training.rows import Row
 from guardrail.training.scratch_phase import phase_arguments, run_phase
 from guardrail.training.scratch_spec import ScratchSpec
 from guardrail.training.teacher import LONGEST, Teacher
-from guardrail.types import Conversation, Message
+from guardrail.types import Conversation, Message, Role
 
 __all__ = ["vector_phase"]
 
@@ -49,6 +49,8 @@ class _Batches(IterableDataset[dict[str, Tensor]]):
         self._view = view
         self._teacher = teacher
         self._spec = spec
+        # By roles: two prompts that have nothing but the policy and its frame in common.
+        self._examples: dict[tuple[Role, ...], list[tuple[int, ...]]] = {}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return ahead(self._batches(), _AHEAD)
@@ -75,12 +77,14 @@ class _Batches(IterableDataset[dict[str, Tensor]]):
         """None where the template cannot show the row, or the new vocabulary takes twice as many tokens for it."""
         try:
             shown = self._teacher.window(row.conversation)
-            examples = [self._view.ids(_example(shown, text)) for text in ("x", "0")]
+            roles = tuple(message.role for message in shown.messages)
+            if roles not in self._examples:
+                self._examples[roles] = [self._view.ids(_example(roles, text)) for text in ("x", "0")]
             ids = self._view.ids(shown)
         except TemplateError:
             return None
         # The policy is left out: it says nothing about the text, and would be most of the tokens.
-        behind = ids[common_length([*examples, ids]) :]
+        behind = ids[common_length([*self._examples[roles], ids]) :]
         return _Text(shown, (ids[0], *behind, *self._view.writer.verdict.prefix)) if len(behind) < 2 * LONGEST else None
 
     def _cut(self, texts: Sequence[_Text]) -> Iterator[list[_Text]]:
@@ -110,9 +114,9 @@ class _Text:
     ids: tuple[int, ...]
 
 
-def _example(conversation: Conversation, text: str) -> Conversation:
-    """A conversation of the same roles, of this text."""
-    return Conversation(tuple(Message(message.role, text) for message in conversation.messages))
+def _example(roles: Sequence[Role], text: str) -> Conversation:
+    """A conversation of these roles, of this text."""
+    return Conversation(tuple(Message(role, text) for role in roles))
 
 
 class _Student(nn.Module):
