@@ -315,3 +315,20 @@ def test_a_teachers_verdict_is_mixed_with_the_labels_and_its_vector_is_learnt() 
         if int(place) in places:
             assert places[int(place)] == pytest.approx(teacher.vectors([of[way].conversation])[0], abs=1e-4)
     teacher.close()
+
+
+def test_what_a_policy_allows_the_label_alone_says() -> None:
+    some = [row for row in rows(40) if row.conversation.role is Role.USER and row.violated]
+    teacher = Teacher("embedded", some)
+    changes = PolicyChanges(drop_violated=1)
+    taught = PackStream(
+        form(4000), lambda number: some, sampler(changes), seed=1, teaching=Teaching(teacher, 0.5, vectors=True)
+    )
+    packs = list(taught.packs(0))
+    right = np.concatenate([pack.targets[pack.verdicts, 0] for pack in packs])
+    weights = np.concatenate([pack.weights[pack.verdicts] for pack in packs])
+    # Where the label is the only word, the row has one answer, of the whole weight.
+    assert (right[weights > 0.999] == VERDICT.safe[0]).any()
+    assert not (right[weights > 0.999] == VERDICT.unsafe[0]).any()
+    assert len(np.concatenate([pack.vectors for pack in packs])) == sum(pack.rows for pack in packs)
+    teacher.close()

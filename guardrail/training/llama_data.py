@@ -201,9 +201,11 @@ class PackStream:
     def _answers(self, row: Row, view: View, unsafe: float | None) -> tuple[Answer, ...]:
         """The answers under the policy, with the teacher's P(unsafe) where it has a say."""
         verdict, categories = targets(row, view.policy.labels)
+        own = verdict == row.unsafe
         # An explanation tells why the row has its own label, not why another policy allows it.
-        explanation = row.explanation if verdict == row.unsafe else None
-        if self._teaching is not None and unsafe is not None:
+        explanation = row.explanation if own else None
+        # What a policy allows because it leaves categories out, the label knows; a teacher may go on flagging it.
+        if own and self._teaching is not None and unsafe is not None:
             verdict = self._teaching.mixed(verdict, unsafe)
         return view.writer.write(verdict, categories, explanation)
 

@@ -74,7 +74,8 @@ class LlamaHyper:
     fixed_words: bool = False
     """The word vectors stay as they are, with `method: full`: adapters leave them alone anyway."""
     teacher_share: float = 0.0
-    """Share of the teacher's P(unsafe) (`scratch.vectors_from`) in the verdict to learn; the rest is the label's."""
+    """Share of the teacher's P(unsafe) (`scratch.vectors_from`) in the verdict to learn; the rest is the label's. Where
+    a policy leaves out what a row violates, its verdict is the label's alone."""
     vector_weight: float = 0.0
     """Weight of the distance from the teacher's vector (`scratch.vectors_from`) in the loss, of each text: so that what
     it has learnt of texts before it judged is not lost for the training rows' own ways."""

@@ -63,7 +63,7 @@ class _Batches(IterableDataset[dict[str, Tensor]]):
             chosen.shuffle(rows)
             empty = True
             for start in range(0, len(rows), _SORTED):
-                texts = [text for row in rows[start : start + _SORTED] if (text := self._text(row)) is not None]
+                texts = [text for row in rows[start : start + _SORTED] if (text := self._text(row, chosen)) is not None]
                 batches = list(self._cut(texts))
                 chosen.shuffle(batches)
                 for batch in batches:
@@ -73,7 +73,7 @@ class _Batches(IterableDataset[dict[str, Tensor]]):
                 hint = "are there as many rows as processes, and can the template show them?"
                 raise UsageError(f"none of {len(rows)} rows can be shown to the teacher and the new model", hint=hint)
 
-    def _text(self, row: Row) -> _Text | None:
+    def _text(self, row: Row, chosen: random.Random) -> _Text | None:
         """None where the template cannot show the row, or the new vocabulary takes twice as many tokens for it."""
         try:
             shown = self._teacher.window(row.conversation)
@@ -83,9 +83,12 @@ class _Batches(IterableDataset[dict[str, Tensor]]):
             ids = self._view.ids(shown)
         except TemplateError:
             return None
-        # The policy is left out: it says nothing about the text, and would be most of the tokens.
         behind = ids[common_length([*self._examples[roles], ids]) :]
-        return _Text(shown, (ids[0], *behind, *self._view.writer.verdict.prefix)) if len(behind) < 2 * LONGEST else None
+        if len(behind) >= 2 * LONGEST:
+            return None
+        # Of most texts the policy is left out: it says nothing about them, and would be most of the tokens.
+        whole = chosen.random() < self._spec.vector_policy
+        return _Text(shown, (*(ids if whole else (ids[0], *behind)), *self._view.writer.verdict.prefix))
 
     def _cut(self, texts: Sequence[_Text]) -> Iterator[list[_Text]]:
         batch: list[_Text] = []
@@ -164,9 +167,14 @@ def vector_phase(
     arguments = phase_arguments(folder, steps=spec.vector_steps, rate=spec.vector_rate, batch=1, seed=spec.seed)
     words = model.get_input_embeddings()
     words.requires_grad_(False)
+    attention = model.config._attn_implementation
+    if arguments.device.type == "cpu":
+        # The fused product is the slower one there, backwards, at texts as short as these.
+        model.set_attn_implementation("eager")
     try:
         trainer = _VectorTrainer(_Student(model), arguments, _Batches(rows_of_pass, view, teacher, spec))
         loss = run_phase(trainer, "vector")
     finally:
         words.requires_grad_(True)
+        model.set_attn_implementation(attention)
     return {"vector_steps": float(spec.vector_steps), "vector_loss": loss}
