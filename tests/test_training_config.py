@@ -149,7 +149,6 @@ def change(old: str, new: str, text: str = FULL) -> str:
         (MINIMAL.replace("llama", "encoder") + "augment: {shuffle: 1}\n", r"8: augment\.shuffle: unknown key"),
         (MINIMAL.replace("base: b", "scratch: {heads: 7}"), r"4: scratch\.heads: is 7, which does not"),
         (MINIMAL.replace("base: b", "scratch: {vector_steps: 7}"), r"4: scratch\.vector_steps: is 7, scr"),
-        (MINIMAL.replace("base: b", "scratch: {vector_policy: 7}"), r"4: scratch\.vector_policy: is 7"),
         (MINIMAL + "train: {teacher_share: 2}\n", r"8: train\.teacher_share: is 2"),
         (MINIMAL + "train: {keep: last, patience: 2}\n", r"8: train\.patience: is 2, which needs keep: best"),
         (MINIMAL + "train: {keep: worst}\n", r"8: train\.keep: cannot be 'worst'"),

@@ -152,11 +152,6 @@ def test_the_vector_phase_learns_what_the_encoder_says(tokenizer: Any, texts: li
         vector_phase(new_model(SMALL, tokenizer), view, lambda number, seed: rows, teacher, spec, tmp_path)
     with pytest.raises(UsageError, match="none of 0 rows can be shown"):
         vector_phase(model, view, lambda number, seed: [], teacher, spec, tmp_path)
-    shown = islice(_Batches(lambda number, seed: rows, view, teacher, replace(spec, vector_policy=0.5))._batches(), 20)
-    ids = [row.tolist() for batch in shown for row in batch["input_ids"]]
-    policy = list(view.ids(rows[0].conversation)[:20])
-    assert 0.3 < sum(row[:20] == policy for row in ids) / len(ids) < 0.7
-    assert all(batch["input_ids"][:, :20].tolist().count(policy) == 0 for batch in held)
     teacher.close()
 
 

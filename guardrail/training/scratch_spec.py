@@ -40,8 +40,6 @@ class ScratchSpec:
     """Tokens of such a step."""
     vector_rate: float = 1.5e-3
     """The highest learning rate of these steps."""
-    vector_policy: float = 0.0
-    """Share of the texts that are shown behind the policy in these steps, as they will be judged; else alone."""
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -66,8 +64,6 @@ class ScratchSpec:
             if steps < 0 or rate <= 0:
                 reason = f"scratch.{lesson}_steps is {steps}, scratch.{lesson}_rate {rate:g}"
                 raise UsageError(reason, hint="give 0 steps or more, and a rate above 0")
-        if not 0 <= self.vector_policy <= 1:
-            raise UsageError(f"scratch.vector_policy is {self.vector_policy:g}", hint="give a number from 0 to 1")
         if (self.vectors_from is None) != (self.vector_steps == 0):
             reason = f"scratch.vector_steps is {self.vector_steps}, scratch.vectors_from {self.vectors_from}"
             raise UsageError(reason, hint="give both or neither, such as vectors_from: embedded")

@@ -63,7 +63,7 @@ class _Batches(IterableDataset[dict[str, Tensor]]):
             chosen.shuffle(rows)
             empty = True
             for start in range(0, len(rows), _SORTED):
-                texts = [text for row in rows[start : start + _SORTED] if (text := self._text(row, chosen)) is not None]
+                texts = [text for row in rows[start : start + _SORTED] if (text := self._text(row)) is not None]
                 batches = list(self._cut(texts))
                 chosen.shuffle(batches)
                 for batch in batches:
@@ -73,7 +73,7 @@ class _Batches(IterableDataset[dict[str, Tensor]]):
                 hint = "are there as many rows as processes, and can the template show them?"
                 raise UsageError(f"none of {len(rows)} rows can be shown to the teacher and the new model", hint=hint)
 
-    def _text(self, row: Row, chosen: random.Random) -> _Text | None:
+    def _text(self, row: Row) -> _Text | None:
         """None where the template cannot show the row, or the new vocabulary takes twice as many tokens for it."""
         try:
             shown = self._teacher.window(row.conversation)
@@ -83,12 +83,9 @@ class _Batches(IterableDataset[dict[str, Tensor]]):
             ids = self._view.ids(shown)
         except TemplateError:
             return None
+        # The policy is left out: it says nothing about the text, and would be most of the tokens.
         behind = ids[common_length([*self._examples[roles], ids]) :]
-        if len(behind) >= 2 * LONGEST:
-            return None
-        # Of most texts the policy is left out: it says nothing about them, and would be most of the tokens.
-        whole = chosen.random() < self._spec.vector_policy
-        return _Text(shown, (*(ids if whole else (ids[0], *behind)), *self._view.writer.verdict.prefix))
+        return _Text(shown, (ids[0], *behind, *self._view.writer.verdict.prefix)) if len(behind) < 2 * LONGEST else None
 
     def _cut(self, texts: Sequence[_Text]) -> Iterator[list[_Text]]:
         batch: list[_Text] = []
