@@ -191,6 +191,33 @@ def measure(size: str, dtype: str, options: argparse.Namespace, tokenizer: Any) 
         return compare(f"{size}, {dtype}", contestants, options.rounds, facts)
 
 
+def measure_each(size: str, dtype: str, options: argparse.Namespace, tokenizer: Any) -> Comparison:
+    """Texts, one by one, under a policy of each category: the rows of all policies at once, or policy after policy."""
+    checkpoint = Checkpoint(random_llama(size, dtype), tokenizer, "random@0", Path(), 4096, 32000)
+    backend = LlamaBackend(checkpoint, template=FAMILY, token_budget=options.budget)
+    policy = backend.default_taxonomy
+    builders = [PromptBuilder(backend.template, policy.select([code])) for code in policy.codes]
+    # None begins like the one before it, which would be taken for a part of the policy.
+    texts = [Conversation.parse(f"{word}: {TEXT}") for word in TEXT.split()[: options.few]]
+    prompts = [[builder.build(text) for builder in builders] for text in texts]
+
+    def at_once() -> None:
+        for same in prompts:
+            _checked(backend.logits(same, categories=False))
+
+    def one_by_one() -> None:
+        for same in prompts:
+            _checked([backend.logits([prompt], categories=False)[0] for prompt in same])
+
+    contestants = {
+        "guardrail": Contestant(at_once, len(texts)),
+        "policy after policy": Contestant(one_by_one, len(texts)),
+    }
+    ids = [backend.tokenizer.encode(prompt) for prompt in prompts[0]]
+    facts = {"policies": len(ids), "tokens": round(sum(map(len, ids)) / len(ids)), "threads": options.threads}
+    return compare(f"{size}, {dtype}, one text under each category", contestants, options.rounds, facts)
+
+
 def profiled(run: Callable[[], object]) -> str:
     """The operators that take most of the time, by torch's profiler."""
     run()
@@ -218,6 +245,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, help="tokens of our batches")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--profile", action="store_true", help="also print where our time goes")
+    parser.add_argument("--each", action="store_true", help="instead: one text under a policy of each category")
     parser.add_argument("--without-llama-cpp", action="store_true")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--plot", type=Path, help="also draw them")
@@ -230,7 +258,7 @@ def main() -> None:
     found = []
     for size in options.sizes.split(","):
         for dtype in options.dtypes.split(","):
-            found.append(measure(size, dtype, options, tokenizer))
+            found.append((measure_each if options.each else measure)(size, dtype, options, tokenizer))
             print(found[-1].table(), flush=True)
     save(options.json, found)
     plot_bars(options.plot, found, "times as long as guardrail")

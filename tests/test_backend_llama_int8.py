@@ -108,8 +108,8 @@ def test_packed_rows_in_8_bits_get_what_padded_ones_get(tokenizer_files: Path) -
     places, wanted = [(0, 3), (1, 0), (2, 2), (2, 0)], [1, 2, 3]
     padded, packed = Forward(model, pack=False), Forward(model)
     assert (padded.pads, packed.pads) == (True, False)
-    plain = padded.read(rows, padded.prefix([1, 2, 3]), places, wanted)
-    found = packed.read(rows, packed.prefix([1, 2, 3]), places, wanted)
+    plain = padded.read(rows, [padded.prefix([1, 2, 3])] * 3, places, wanted)
+    found = packed.read(rows, [packed.prefix([1, 2, 3])] * 3, places, wanted)
     torch.testing.assert_close(torch.tensor(found), torch.tensor(plain), atol=0.1, rtol=0)
 
 

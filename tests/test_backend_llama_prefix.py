@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,9 +19,9 @@ from transformers import (
     MistralConfig,
 )
 
-from guardrail.backends.causal_rows import Question, Row, common_length, rows_for
-from guardrail.backends.llama_batching import batch_cost, batch_end
-from guardrail.backends.llama_forward import Forward
+from guardrail.backends.causal_rows import Group, Question, Row, common_length, rows_for
+from guardrail.backends.llama_batching import Piece, batch_cost, batch_end
+from guardrail.backends.llama_forward import Forward, Prefix
 from guardrail.backends.llama_packed import blocks_of
 from guardrail.backends.llama_prefix import PrefixCache
 from guardrail.backends.llama_runner import Runner
@@ -42,6 +43,17 @@ SMALL: dict[str, Any] = {
 def small(config: Any = None, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config or LlamaConfig(**SMALL)).eval()
+
+
+def assert_plain(model: Any, rows: Sequence[Row], answers: Sequence[Any]) -> None:
+    """Each answer is what the model's own forward pass gives for the whole row."""
+    for row, answer in zip(rows, answers, strict=True):
+        assert isinstance(answer, dict)
+        with torch.no_grad():
+            logits = model(torch.tensor([row.ids])).logits[0]
+        for read in row.reads:
+            expected = logits[read.position, list(read.tokens)].tolist()
+            assert answer[read.question] == pytest.approx(expected, abs=2e-5)
 
 
 # rows and batches
@@ -66,13 +78,17 @@ def test_every_question_is_answered_once_and_at_its_own_place(
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 300), st.integers(0, 40))
 def test_batches_stay_within_the_budget_or_are_single_rows(lengths: list[int], budget: int, prefix: int) -> None:
-    rows = [Row(index, (0,) * (prefix + length), ()) for index, length in enumerate(sorted(lengths))]
-    start = 0
-    while start < len(rows):
-        end = batch_end(rows, start, prefix, budget)
-        assert end == start + 1 or batch_cost(rows[start:end], prefix) <= budget
-        assert end == len(rows) or batch_cost(rows[start : end + 1], prefix) > budget
-        start = end
+    begin = Prefix((0,) * prefix, ())
+    pieces = [Piece(at, Row(at, (0,) * (prefix + length), ()), begin) for at, length in enumerate(sorted(lengths))]
+    for pads in (True, False):
+        start = 0
+        while start < len(pieces):
+            end = batch_end(pieces, start, budget, pads=pads)
+            assert end == start + 1 or batch_cost(pieces[start:end], pads=pads) <= budget
+            assert end == len(pieces) or batch_cost(pieces[start : end + 1], pads=pads) > budget
+            start = end
+    assert batch_cost(pieces, pads=False) == sum(lengths)
+    assert batch_cost(pieces) == len(lengths) * (max(lengths) + prefix // 4)
 
 
 @given(st.lists(IDS, min_size=1, max_size=6))
@@ -183,13 +199,7 @@ def test_other_architectures_give_what_their_plain_forward_pass_gives(name: str)
     questions = [Question((), (3, 77, 499)), Question((4, 5), (8, 9)), Question((4, 6), (1,))]
     rows = [row for index, ids in enumerate(starts) for row in rows_for(index, ids, questions)]
     assert len(rows) == 6
-    for row, answer in zip(rows, runner.run("key", starts, rows), strict=True):
-        assert isinstance(answer, dict)
-        with torch.no_grad():
-            logits = model(torch.tensor([row.ids])).logits[0]
-        for read in row.reads:
-            expected = logits[read.position, list(read.tokens)].tolist()
-            assert answer[read.question] == pytest.approx(expected, abs=2e-5)
+    assert_plain(model, rows, runner.run([Group("key", tuple(starts), tuple(rows))]))
     assert len(runner.prefixes) == (name != "no attention")
 
 
@@ -239,11 +249,44 @@ def test_packed_rows_get_what_padded_rows_get(settings: dict[str, Any], dtype: t
     policy = torch.randint(1, 500, (60,), generator=generator).tolist()
     tolerance = 2e-5 if dtype == torch.float32 else 0.08
     for prefix in (None, padded.prefix(policy)):
-        plain = torch.tensor(padded.read(rows, prefix, places, wanted))
+        plain = torch.tensor(padded.read(rows, [prefix] * len(rows), places, wanted))
         assert plain.abs().max() > 0.5
         torch.testing.assert_close(
-            torch.tensor(packed.read(rows, prefix, places, wanted)), plain, atol=tolerance, rtol=0
+            torch.tensor(packed.read(rows, [prefix] * len(rows), places, wanted)), plain, atol=tolerance, rtol=0
         )
+
+
+@pytest.mark.parametrize("budget", [1, 60, 100, 4096])
+@pytest.mark.parametrize("pack", [False, True], ids=["padded", "packed"])
+def test_groups_get_what_they_get_alone(pack: bool, budget: int) -> None:
+    """Groups with a long beginning of their own, with one too short to keep, and of rows that are forced apart."""
+    model = small(LlamaConfig(**{**SMALL, "initializer_range": 0.1}))
+    forward = Forward(model, pack=pack)
+    runner = Runner(forward, budget, 2**20)
+    read = forward.read
+    beside: list[int] = []
+
+    def counted(rows: Any, prefixes: Any, places: Any, tokens: Any) -> Any:
+        beside.append(len({id(each) for each in prefixes}))
+        return read(rows, prefixes, places, tokens)
+
+    forward.read = counted  # type: ignore[method-assign]
+    generator = torch.Generator().manual_seed(4)
+
+    def some(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(1, 500, (count,), generator=generator).tolist())
+
+    questions = [Question((), (3, 77, 499)), Question((4, 5), (8, 9)), Question((4, 6), (1,))]
+    groups = []
+    for key, shared in (("a", 50), ("b", 4), ("c", 70), ("d", 40)):
+        policy = some(shared)
+        starts = tuple(policy + some(count) for count in (9, 2, 30))
+        rows = [row for index, ids in enumerate(starts) for row in rows_for(index, ids, questions)]
+        groups.append(Group(key, starts, tuple(rows)))
+    found = runner.run(groups)
+    assert max(beside) == (1 if budget == 1 or not pack else 2 if budget < 4096 else 4)
+    assert_plain(model, [row for group in groups for row in group.rows], found)
+    assert len(runner.prefixes) == 3
 
 
 def test_weights_are_joined_without_a_second_copy() -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache, partial
 
-from guardrail.backends.causal_rows import Answer, Question, Row, rows_for
+from guardrail.backends.causal_rows import Answer, Group, Question, rows_for
 from guardrail.calibration import Calibration
 from guardrail.code_trie import logsumexp
 from guardrail.errors import BackendError, ModelError
@@ -62,19 +62,20 @@ class CausalBackend(ABC):
         Categories have the form `first`. A prompt's answer does not depend on the other prompts, up to rounding.
         """
         answers: list[Answer | BackendError] = [{} for _ in prompts]
-        groups: dict[object, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+        alike: dict[Hashable, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
         for index, prompt in enumerate(prompts):
             ids = tuple(self.tokenizer.encode(prompt))
             if len(ids) > self.max_tokens:
                 answers[index] = BackendError(f"the prompt has {len(ids)} tokens, the limit is {self.max_tokens}")
             else:
-                groups[prompt.template, prompt.taxonomy.digest, prompt.codes, prompt.role].append((index, ids))
-        for key, members in groups.items():
-            questions = self._questions(prompts[members[0][0]].codes if categories else ())
-            rows = [row for index, ids in members for row in rows_for(index, ids, questions)]
-            starts = [(*ids, *self._verdict.prefix) for _, ids in members]
-            for row, answer in zip(rows, self._run(key, starts, rows), strict=True):
-                answers[row.prompt] = _joined(answers[row.prompt], answer)
+                alike[prompt.template, prompt.taxonomy.digest, prompt.codes, prompt.role].append((index, ids))
+        groups = [
+            self._group(key, members, prompts[members[0][0]].codes if categories else ())
+            for key, members in alike.items()
+        ]
+        rows = [row for group in groups for row in group.rows]
+        for row, answer in zip(rows, self._run(groups), strict=True):
+            answers[row.prompt] = _joined(answers[row.prompt], answer)
         return [
             answer if isinstance(answer, BackendError) else self._logits(answer, prompt.codes if categories else ())
             for answer, prompt in zip(answers, prompts, strict=True)
@@ -85,11 +86,14 @@ class CausalBackend(ABC):
         """Free what the backend holds; it cannot be used afterwards."""
 
     @abstractmethod
-    def _run(self, key: object, starts: Sequence[tuple[int, ...]], rows: Sequence[Row]) -> list[Answer | BackendError]:
-        """The answer of each row, in order.
+    def _run(self, groups: Sequence[Group]) -> list[Answer | BackendError]:
+        """The answer of each row, in order, one group behind the other."""
 
-        `starts` are the prompts up to where the verdict is read; those of one `key` are expected to begin alike.
-        """
+    def _group(self, key: Hashable, members: Sequence[tuple[int, tuple[int, ...]]], codes: tuple[str, ...]) -> Group:
+        """The prompts of these indices and ids, with all questions about them."""
+        questions = self._questions(codes)
+        rows = tuple(row for index, ids in members for row in rows_for(index, ids, questions))
+        return Group(key, tuple((*ids, *self._verdict.prefix) for _, ids in members), rows)
 
     def _check_tokens(self, vocabulary: int) -> None:
         """Refuse a tokenizer that gives tokens which the model, with so many of them, does not know."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Answer", "Question", "Read", "Row", "common_length", "rows_for"]
+__all__ = ["Answer", "Group", "Question", "Read", "Row", "common_length", "rows_for"]
 
 Answer = dict[int, list[float]]
 """The logits that one row read, by question."""
@@ -35,6 +35,17 @@ class Row:
     prompt: int
     ids: tuple[int, ...]
     reads: tuple[Read, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Prompts that are expected to begin alike, and their rows."""
+
+    key: Hashable
+    """The same for all such prompts, also of later calls."""
+    starts: tuple[tuple[int, ...], ...]
+    """The prompts up to where the verdict is read: the rows without what was forced behind it."""
+    rows: tuple[Row, ...]
 
 
 def rows_for(prompt: int, ids: tuple[int, ...], questions: Sequence[Question]) -> list[Row]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Lock
 
 from guardrail.backends.causal import FORCED, CausalBackend
-from guardrail.backends.causal_rows import Answer, Row
+from guardrail.backends.causal_rows import Answer, Group, Row
 from guardrail.backends.llama_family import default_taxonomy, template_for
 from guardrail.backends.weights import sampled_digest
 from guardrail.calibration import Calibration
@@ -87,9 +87,9 @@ class GgufBackend(CausalBackend):
         with self._lock:
             self._model.close()
 
-    def _run(self, key: object, starts: Sequence[tuple[int, ...]], rows: Sequence[Row]) -> list[Answer | BackendError]:
+    def _run(self, groups: Sequence[Group]) -> list[Answer | BackendError]:
         with self._lock:
-            return [_answer(self._model, row) for row in rows]
+            return [_answer(self._model, row) for group in groups for row in group.rows]
 
 
 def _answer(model: GgufModel, row: Row) -> Answer | BackendError:

@@ -22,7 +22,7 @@ except ModuleNotFoundError as missing:
     raise MissingExtraError(missing.name or "transformers", "llm") from None
 
 from guardrail.backends.causal import FORCED, CausalBackend
-from guardrail.backends.causal_rows import Answer, Row
+from guardrail.backends.causal_rows import Answer, Group
 from guardrail.backends.llama_family import default_taxonomy, template_for
 from guardrail.backends.llama_folder import read_facts
 from guardrail.backends.llama_forward import Forward
@@ -106,11 +106,11 @@ class LlamaBackend(CausalBackend):
         with self._lock:
             self._runner = None
 
-    def _run(self, key: object, starts: Sequence[tuple[int, ...]], rows: Sequence[Row]) -> list[Answer | BackendError]:
+    def _run(self, groups: Sequence[Group]) -> list[Answer | BackendError]:
         with self._lock:
             if self._runner is None:
                 raise BackendError("the model was closed")
-            return self._runner.run(key, starts, rows)
+            return self._runner.run(groups)
 
 
 def _template(name: str | None, tokenizer: Any) -> Template:

@@ -101,21 +101,23 @@ class Forward:
     def read(
         self,
         rows: Sequence[Sequence[int]],
-        prefix: Prefix | None,
+        prefixes: Sequence[Prefix | None],
         places: Sequence[tuple[int, int]],
         tokens: Sequence[int],
     ) -> list[list[float]]:
         """The logits of `tokens` at each of `places`.
 
-        `rows` are token ids after the prefix, of any lengths; a place is (row, position in that row). Returns one
-        list per place, aligned with `tokens`, computed in float32 from the model's last hidden states.
+        `rows` are token ids after the row's prefix, of any lengths; where rows are padded, all have the same prefix.
+        A place is (row, position in that row). Returns one list per place, aligned with `tokens`, computed in float32
+        from the model's last hidden states.
         """
         row = torch.tensor([place[0] for place in places], device=self.device)
         position = torch.tensor([place[1] for place in places], device=self.device)
         wanted = torch.tensor(tokens, device=self.device)
+        prefix = prefixes[0]
         if self._packed:
             starts = torch.tensor([0, *accumulate(map(len, rows))])
-            states = self._packed.decode(rows, prefix.states if prefix else None)
+            states = self._packed.decode(rows, [each.states if each else None for each in prefixes])
             logits = self._read_out(states[starts[row] + position], wanted)
         elif self._plain_head:
             logits = self._read_out(self._decode(self._tensor(rows), _shared(prefix))[row, position], wanted)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -78,18 +78,22 @@ class PackedLlama:
         )
 
     @torch.inference_mode()
-    def decode(self, rows: Sequence[Sequence[int]], prefix: States | None) -> Tensor:
-        """The last hidden states of all rows, one row behind the other: (tokens, hidden size)."""
-        lengths = [len(row) for row in rows]
-        before = prefix[0][0].shape[2] if prefix else 0
-        blocks = list(blocks_of(lengths))
-        positions = torch.cat([torch.arange(before, before + length) for length in lengths])
+    def decode(self, rows: Sequence[Sequence[int]], prefixes: Sequence[States | None]) -> Tensor:
+        """The last hidden states of all rows, one row behind the other: (tokens, hidden size).
+
+        `prefixes` are those of the rows; rows that follow each other with the same one share its blocks.
+        """
+        blocks = list(_blocks(rows, prefixes))
+        before = [prefix[0][0].shape[2] if prefix else 0 for prefix in prefixes]
+        positions = torch.cat([torch.arange(at, at + len(row)) for at, row in zip(before, rows, strict=True)])
         states: Tensor = self._decoder.embed_tokens(torch.tensor([token for row in rows for token in row]))
         cosines, sines = (part[0, :, None] for part in self._decoder.rotary_emb(states[None], positions[None]))
         for number, layer in enumerate(self._layers):
             normed = _normed(layer.before_attention, states)
             query, key, value = self._turned(layer.query_key_value(normed), cosines, sines)
-            attended = _attend(query, key, value, prefix[number] if prefix else None, blocks)
+            attended = _attend(
+                query, key, value, [(block, prefix[number] if prefix else None) for block, prefix in blocks]
+            )
             states = states + layer.output(attended)
             gate, up = layer.gate_up(_normed(layer.before_mlp, states)).chunk(2, dim=-1)
             states = states + layer.down(silu(gate).mul_(up))
@@ -127,17 +131,27 @@ def blocks_of(lengths: Sequence[int], size: int = _BLOCK) -> Iterator[Block]:
         row = after
 
 
+def _blocks(rows: Sequence[Sequence[int]], prefixes: Sequence[States | None]) -> Iterator[tuple[Block, States | None]]:
+    """The blocks of all rows with their prefixes; rows of different prefixes are in different blocks."""
+    start = 0
+    for _, run in groupby(zip(rows, prefixes, strict=True), key=lambda each: id(each[1])):
+        together = list(run)
+        for block in blocks_of([len(row) for row, _ in together]):
+            yield Block(start + block.first, start + block.start, start + block.stop, block.hidden), together[0][1]
+        start += sum(len(row) for row, _ in together)
+
+
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor] | None, blocks: Sequence[Block]
+    query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[tuple[Block, tuple[Tensor, Tensor] | None]]
 ) -> Tensor:
-    """query (G, R, T, D), already scaled, key and value (G, T, D), prefix (1, G, P, D) → (T, G * R * D).
+    """query (G, R, T, D), already scaled, key and value (G, T, D), each block's prefix (1, G, P, D) → (T, G * R * D).
 
     Two plain products with a softmax between them: the CPU's fused kernel widens bfloat16 and takes three times as
     long, and with a mask it is no faster in float32 either.
     """
     groups, heads, tokens, size = query.shape
     result = torch.empty(tokens, groups, heads, size, dtype=query.dtype)
-    for block in blocks:
+    for block, prefix in blocks:
         own = slice(block.first, block.stop)
         for group in range(groups):
             keys, values = key[group, own], value[group, own]

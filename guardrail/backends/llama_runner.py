@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from guardrail.backends.causal_rows import Answer, Row
-from guardrail.backends.llama_batching import batch_cost, batch_end
+from guardrail.backends.causal_rows import Answer, Group
+from guardrail.backends.llama_batching import Piece, batch_cost, batch_end
 from guardrail.backends.llama_forward import Forward, Prefix
 from guardrail.backends.llama_prefix import PrefixCache
 from guardrail.errors import BackendError, OutOfMemoryError
@@ -29,74 +29,87 @@ class Runner:
         self.prefixes = PrefixCache(forward, cache_bytes)
         self._forward = forward
 
-    def run(
-        self, key: Hashable, prompts: Sequence[tuple[int, ...]], rows: Sequence[Row]
-    ) -> list[Answer | BackendError]:
-        """The answer of each row, in order.
+    def run(self, groups: Sequence[Group]) -> list[Answer | BackendError]:
+        """The answer of each row, in order, one group behind the other.
 
-        `prompts` are the rows without what was forced behind the verdict; `key` is the same for prompts that are
-        expected to begin alike.
+        Without padding, a batch has rows of several groups: of one text under a policy of each category, say. Its
+        weights are then read once for all of them.
         """
-        prefix = self._prefix(key, prompts)
-        length = len(prefix.ids) if prefix else 0
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-        ordered = [rows[index] for index in order]
-        done: list[Answer | BackendError] = []
-        while len(done) < len(ordered):
-            end = batch_end(ordered, len(done), length, self.token_budget, pads=self._forward.pads)
-            done += self._batch(ordered[len(done) : end], prefix)
-        answers = dict(zip(order, done, strict=True))
-        return [answers[index] for index in range(len(rows))]
+        answers: dict[int, Answer | BackendError] = {}
+        waiting: list[Piece] = []
+        first = 0
+        for group in groups:
+            prefix = self._prefix(group)
+            pieces = (Piece(place, row, prefix) for place, row in enumerate(group.rows, first))
+            waiting += sorted(pieces, key=lambda piece: piece.tokens)
+            first += len(group.rows)
+            waiting = self._batches(waiting, answers, rest=self._forward.pads)
+        self._batches(waiting, answers, rest=True)
+        return [answers[place] for place in range(first)]
 
-    def _prefix(self, key: Hashable, prompts: Sequence[tuple[int, ...]]) -> Prefix | None:
+    def _batches(self, pieces: list[Piece], answers: dict[int, Answer | BackendError], *, rest: bool) -> list[Piece]:
+        """Run the full batches, and with `rest` the last one too; returns the rows that still wait."""
+        start = 0
+        while start < len(pieces):
+            end = batch_end(pieces, start, self.token_budget, pads=self._forward.pads)
+            if end == len(pieces) and not rest:
+                break
+            batch = pieces[start:end]
+            answers.update(zip((piece.place for piece in batch), self._batch(batch), strict=True))
+            start = end
+        return pieces[start:]
+
+    def _prefix(self, group: Group) -> Prefix | None:
         try:
-            return self.prefixes.find(key, prompts)
+            return self.prefixes.find(group.key, group.starts)
         except Exception as error:  # whatever the model library raises; the rows can do without a prefix
             _log.warning("the policy is computed anew for this batch: %s: %s", type(error).__name__, error)
         self.prefixes.clear()
         self._free()
         return None
 
-    def _batch(self, rows: Sequence[Row], prefix: Prefix | None) -> list[Answer | BackendError]:
-        result = self._attempt(rows, prefix)
+    def _batch(self, pieces: Sequence[Piece]) -> list[Answer | BackendError]:
+        result = self._attempt(pieces)
         if isinstance(result, list):
             return result
-        if not out_of_memory(result) or len(rows) == 1:
-            return [_failure(result, rows)] * len(rows)
-        self.token_budget = max(1, batch_cost(rows, len(prefix.ids) if prefix else 0, pads=self._forward.pads) // 2)
+        if not out_of_memory(result) or len(pieces) == 1:
+            return [_failure(result, pieces)] * len(pieces)
+        self.token_budget = max(1, batch_cost(pieces, pads=self._forward.pads) // 2)
         _log.warning(
             "out of memory with %d rows of up to %d tokens: the batch is halved, the token budget is now %d",
-            len(rows),
-            len(rows[-1].ids),
+            len(pieces),
+            _longest(pieces),
             self.token_budget,
         )
-        middle = len(rows) // 2
+        middle = len(pieces) // 2
         done: list[Answer | BackendError] = []
-        for half in (rows[:middle], rows[middle:]):
+        for half in (pieces[:middle], pieces[middle:]):
             self._free()
-            result = self._attempt(half, prefix)
+            result = self._attempt(half)
             done += result if isinstance(result, list) else [_failure(result, half)] * len(half)
         return done
 
-    def _attempt(self, rows: Sequence[Row], prefix: Prefix | None) -> list[Answer | BackendError] | Exception:
+    def _attempt(self, pieces: Sequence[Piece]) -> list[Answer | BackendError] | Exception:
         """The answers, or what was raised: returned, because a traceback would keep the batch's memory."""
         try:
-            return self._answers(rows, prefix)
+            return self._answers(pieces)
         except Exception as error:  # whatever the model library raises
             if not out_of_memory(error):
-                _log.exception("the classifier failed on a batch of %d rows", len(rows))
+                _log.exception("the classifier failed on a batch of %d rows", len(pieces))
             return error.with_traceback(None)
 
-    def _answers(self, rows: Sequence[Row], prefix: Prefix | None) -> list[Answer | BackendError]:
-        start = len(prefix.ids) if prefix else 0
-        tokens = sorted({token for row in rows for read in row.reads for token in read.tokens})
+    def _answers(self, pieces: Sequence[Piece]) -> list[Answer | BackendError]:
+        tokens = sorted({token for piece in pieces for read in piece.row.reads for token in read.tokens})
         column = {token: index for index, token in enumerate(tokens)}
-        places = [(index, read.position - start) for index, row in enumerate(rows) for read in row.reads]
-        logits = iter(self._forward.read([row.ids[start:] for row in rows], prefix, places, tokens))
+        places = [
+            (index, read.position - piece.start) for index, piece in enumerate(pieces) for read in piece.row.reads
+        ]
+        rows = [piece.row.ids[piece.start :] for piece in pieces]
+        logits = iter(self._forward.read(rows, [piece.prefix for piece in pieces], places, tokens))
         answers: list[Answer | BackendError] = []
-        for row in rows:
+        for piece in pieces:
             answer = {}
-            for read in row.reads:
+            for read in piece.row.reads:
                 line = next(logits)
                 answer[read.question] = [line[column[token]] for token in read.tokens]
             answers.append(answer if _finite(answer) else self._not_finite())
@@ -126,10 +139,14 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
 
 
-def _failure(error: Exception, rows: Sequence[Row]) -> BackendError:
+def _longest(pieces: Sequence[Piece]) -> int:
+    return max(len(piece.row.ids) for piece in pieces)
+
+
+def _failure(error: Exception, pieces: Sequence[Piece]) -> BackendError:
     if out_of_memory(error):
         return OutOfMemoryError(
-            f"out of memory with {len(rows)} rows of up to {len(rows[-1].ids)} tokens",
+            f"out of memory with {len(pieces)} rows of up to {_longest(pieces)} tokens",
             hint="use a lower token_budget, dtype='bfloat16' or quantize",
         )
     return BackendError(f"{type(error).__name__}: {error}")

@@ -14,7 +14,7 @@ from typing import Final, get_args
 
 from guardrail.backends.base import Backend
 from guardrail.backends.causal import FORCED, CausalBackend
-from guardrail.backends.causal_rows import Answer, Read, Row
+from guardrail.backends.causal_rows import Answer, Group, Read, Row
 from guardrail.backends.http import Client, Patience
 from guardrail.backends.remote_answers import Position, Surfaces
 from guardrail.backends.remote_api import Served, name_of, served_model, service
@@ -138,7 +138,8 @@ class RemoteBackend(CausalBackend):
         self._client.close()
         self._workers.close()
 
-    def _run(self, key: object, starts: Sequence[tuple[int, ...]], rows: Sequence[Row]) -> list[Answer | BackendError]:
+    def _run(self, groups: Sequence[Group]) -> list[Answer | BackendError]:
+        rows = [row for group in groups for row in group.rows]
         try:
             self._sender.prepare()
             jobs = [(row, read) for row in rows for read in row.reads]
