@@ -108,6 +108,7 @@ def test_the_card_tells_the_numbers_and_quotes_no_row(made: Made) -> None:
     after = made.outcome.comparison[0]["metrics"]["auprc"]["after"]
     assert f"| auprc | - | {after:.3f} |" in card
     assert f"`{made.outcome.name}`" in card
+    assert "The best step was chosen and the calibration fitted\non them" in card
     assert "in town" not in card
     assert "bomb" not in card
 
@@ -149,12 +150,14 @@ def test_other_rows_are_not_resumed(tmp_path: Path) -> None:
 
 def test_too_few_validation_rows_are_said(tmp_path: Path) -> None:
     data = settings(tmp_path, calibration={"at_least": 1000})
-    data["train"] |= {"steps": 2, "evaluate_every": 2}
+    data["train"] |= {"steps": 2, "evaluate_every": 2, "keep": "last"}
     outcome = train(config_of(data), tmp_path / "out", say=lambda line: None)
     assert outcome is not None
     (note,) = outcome.notes
     assert note.startswith("there is no calibration: too few labelled rows")
-    assert "There is no calibration" in (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "There is no calibration" in card
+    assert "The best step was chosen" not in card
     assert not (outcome.model / "calibration.json").exists()
 
 

@@ -12,6 +12,7 @@ from guardrail.taxonomy_yaml import dump
 from guardrail.training.comparison import cells
 from guardrail.training.config import TrainingConfig
 from guardrail.training.data import Training
+from guardrail.training.llama_hyper import LlamaHyper
 from guardrail.training.outcome import Outcome
 
 __all__ = ["CARD", "tuned_card"]
@@ -69,11 +70,13 @@ def _comparison(config: TrainingConfig, outcome: Outcome) -> str:
         if outcome.before
         else "There was no guard to compare with."
     )
+    last = isinstance(config.train, LlamaHyper) and config.train.keep == "last"
+    use = "The calibration was fitted" if last else "The best step was chosen and the calibration fitted"
     return f"""
 ## Evaluation
 
 {before} F1, precision, recall and FPR are at the calibrated thresholds; AUPRC and AUROC do not depend on them. The
-suites `validation-…` are the rows that were held out of training. The best step was chosen and the calibration fitted
+suites `validation-…` are the rows that were held out of training. {use}
 on them, so they flatter the model somewhat; on other suites nothing was chosen, unless the run's author did.
 
 {_table(head, rows)}"""

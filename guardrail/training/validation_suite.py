@@ -46,7 +46,7 @@ def _suite(role: Role, name: str, title: str, policy: TrainingPolicy) -> dict[st
         "format": 1,
         "id": name,
         "name": f"Validation rows: {title}",
-        "description": "Rows that were held out of training; the best step was chosen on them.",
+        "description": "Rows that were held out of training, on which the run was watched and calibrated.",
         "licence": "that of the data",
         "citation": "the data of the training run",
         "use": "validation",
