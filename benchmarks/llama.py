@@ -198,7 +198,7 @@ def measure_each(size: str, dtype: str, options: argparse.Namespace, tokenizer: 
     policy = backend.default_taxonomy
     builders = [PromptBuilder(backend.template, policy.select([code])) for code in policy.codes]
     # None begins like the one before it, which would be taken for a part of the policy.
-    texts = [Conversation.parse(f"{word}: {TEXT}") for word in TEXT.split()[: options.few]]
+    texts = [Conversation.parse(f"{word}: {TEXT}") for word in TEXT.split()[: max(2, options.few)]]
     prompts = [[builder.build(text) for builder in builders] for text in texts]
 
     def at_once() -> None:

@@ -50,6 +50,17 @@ def test_blocks_are_the_whole_square(block: int, monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(other, gradient, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_plain_products_are_the_fused_one(scaling: float | None) -> None:
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(4, length, 16, generator=generator) for length in (20, 50, 50))
+    mask = torch.where(torch.rand(20, 50, generator=generator) < 0.3, torch.finfo(torch.float32).min, 0.0)
+    plain = tree_attention._block(query, key, value, mask, scaling=scaling, dropout=0.0)
+    # Any dropout takes the fused product; this little drops nothing.
+    fused = tree_attention._block(query, key, value, mask, scaling=scaling, dropout=1e-12)
+    torch.testing.assert_close(plain, fused, atol=1e-5, rtol=1e-5)
+
+
 def test_the_model_gets_its_attention_back() -> None:
     model = tiny_model()
     before = model.config._attn_implementation

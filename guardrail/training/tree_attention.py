@@ -78,7 +78,8 @@ def _blocks(
 def _block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float | None, dropout: float) -> Tensor:
     """query (H, l, D), key and value (H, S, D), mask (l, S) → (H, l, D)."""
     if query.device.type != "cpu" or dropout > 0:
-        return scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
+        # With a batch of one in front: the kernels of GPUs take no less.
+        return scaled_dot_product_attention(query[None], key[None], value[None], mask, dropout, scale=scaling)[0]
     # On a CPU the fused product is the slower one, most of all backwards, at the few hundred tokens of a block.
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.baddbmm(mask.expand(len(query), -1, -1), query, key.transpose(1, 2), alpha=scale)
