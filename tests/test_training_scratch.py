@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,7 +17,10 @@ from guardrail.errors import ModelError, UsageError
 from guardrail.prompting import PromptBuilder, Template
 from guardrail.taxonomy import Taxonomy
 from guardrail.tokens import TextTokenizer, code_trie, verdict_tokens
+from guardrail.training.amounts import Amount
+from guardrail.training.data import Training
 from guardrail.training.labelled import LabelSpace
+from guardrail.training.llama_start import teacher_of
 from guardrail.training.llama_view import Format, View
 from guardrail.training.policies import OWN, TrainingPolicy
 from guardrail.training.rows import Row
@@ -153,6 +156,20 @@ def test_the_vector_phase_learns_what_the_encoder_says(tokenizer: Any, texts: li
     with pytest.raises(UsageError, match="none of 0 rows can be shown"):
         vector_phase(model, view, lambda number, seed: [], teacher, spec, tmp_path)
     teacher.close()
+
+
+def test_a_teachers_centre_is_that_of_the_rows_as_a_pass_shows_them() -> None:
+    few = [Row("few", Conversation.parse(f"How do I bake bread number {number}?"), 0.0) for number in range(10)]
+    many = [Row("many", Conversation.parse(f"I hate them, all {number} of them."), 1.0) for number in range(200)]
+    nothing = cast(Any, None)
+    data = Training((*few, *many), (), nothing, nothing, nothing, {"few": Amount(10), "many": Amount(10)})
+    teacher = teacher_of(replace(SMALL, vectors_from="embedded", vector_steps=1), data)
+    assert teacher is not None
+    breads, hates = (teacher.vectors([row.conversation for row in rows]).mean(axis=0) for rows in (few, many))
+    # Halfway between the two sources, though one of them has twenty times as many rows.
+    assert np.linalg.norm(breads + hates) < 0.1 * np.linalg.norm(breads - hates)
+    teacher.close()
+    assert teacher_of(SMALL, data) is None
 
 
 def test_a_teachers_vectors_are_centred_and_of_whole_texts() -> None:

@@ -32,7 +32,7 @@ from guardrail.training.scratch_tokenizer import train_tokenizer
 from guardrail.training.scratch_vectors import vector_phase
 from guardrail.training.teacher import Teacher
 
-__all__ = ["SCRATCH", "Start", "open_start"]
+__all__ = ["SCRATCH", "Start", "open_start", "teacher_of"]
 
 SCRATCH: Final = Path("checkpoints") / "scratch"
 """Below a run's folder: the new model before it learns to judge."""
@@ -95,7 +95,7 @@ def _scratch(
     folder = output / SCRATCH
     # The main process has by now deleted what an earlier run left.
     processes.wait()
-    teacher = None if spec.vectors_from is None else Teacher(spec.vectors_from, data.rows)
+    teacher = teacher_of(spec, data)
     if not folder.is_dir():
         _make(config, spec, data, template, teacher, folder, say)
     processes.wait()
@@ -103,6 +103,14 @@ def _scratch(
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return Start(*prepared(model, tokenizer, hyper), template, teacher)
+
+
+def teacher_of(spec: ScratchSpec, data: Training) -> Teacher | None:
+    """The teacher of a new model, if it has one; what all vectors share is taken from rows as a pass shows them.
+
+    Of all rows, a large source that a pass sees little of would move the centre away from the others.
+    """
+    return None if spec.vectors_from is None else Teacher(spec.vectors_from, data.sample(0, spec.seed))
 
 
 def _make(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
 from guardrail.errors import ModelError
 from guardrail.training import processes
-from guardrail.training.scratch_phase import phase_arguments, run_phase
+from guardrail.training.scratch_phase import fixed_words, phase_arguments, run_phase
 from guardrail.training.scratch_spec import ScratchSpec
 
 __all__ = ["Blocks", "language_phase"]
@@ -42,7 +43,10 @@ class Blocks(Dataset[dict[str, Any]]):
 def language_phase(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], spec: ScratchSpec, folder: Path
 ) -> dict[str, float]:
-    """Next-token training on the texts for `language_steps`; returns the number of tokens and the last mean loss."""
+    """Next-token training on the texts for `language_steps`; returns the number of tokens and the mean loss.
+
+    Word vectors that come from elsewhere (`words_from`) stay as they are.
+    """
     length = min(spec.positions, 512)
     blocks = Blocks(texts, tokenizer, length, spec.seed)
     if not len(blocks):
@@ -57,5 +61,6 @@ def language_phase(
         batch=max(1, spec.language_tokens // length // processes.count()),
         seed=spec.seed,
     )
-    loss = run_phase(Trainer(model=model, args=arguments, train_dataset=blocks), "language")
+    with nullcontext() if spec.words_from is None else fixed_words(model):
+        loss = run_phase(Trainer(model=model, args=arguments, train_dataset=blocks), "language")
     return {"tokens": float(blocks.tokens), "steps": float(spec.language_steps), "loss": loss}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-__all__ = ["phase_arguments", "run_phase"]
+__all__ = ["fixed_words", "phase_arguments", "run_phase"]
 
 
 def phase_arguments(folder: Path, *, steps: int, rate: float, batch: int, seed: int) -> TrainingArguments:
@@ -20,8 +22,10 @@ def phase_arguments(folder: Path, *, steps: int, rate: float, batch: int, seed: 
         per_device_train_batch_size=batch,
         learning_rate=rate,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, steps // 20),
-        weight_decay=0.1,
+        # With a rate that rises faster the first weights are lost, and the loss stays behind to the end.
+        warmup_steps=max(1, steps // 10),
+        weight_decay=0.01,
+        adam_beta2=0.98,
         optim="adamw_torch_fused",
         bf16=True,
         use_cpu=not torch.cuda.is_available(),
@@ -33,6 +37,17 @@ def phase_arguments(folder: Path, *, steps: int, rate: float, batch: int, seed: 
         seed=seed,
         remove_unused_columns=False,
     )
+
+
+@contextmanager
+def fixed_words(model: LlamaForCausalLM) -> Iterator[None]:
+    """The word vectors stay as they are: a word that the texts lack keeps its place beside those that they have."""
+    words = model.get_input_embeddings()
+    words.requires_grad_(False)
+    try:
+        yield
+    finally:
+        words.requires_grad_(True)
 
 
 def run_phase(trainer: Trainer, name: str) -> float:

@@ -26,7 +26,7 @@ from guardrail.training.llama_feed import ahead
 from guardrail.training.llama_view import View
 from guardrail.training.packing import distances
 from guardrail.training.rows import Row
-from guardrail.training.scratch_phase import phase_arguments, run_phase
+from guardrail.training.scratch_phase import fixed_words, phase_arguments, run_phase
 from guardrail.training.scratch_spec import ScratchSpec
 from guardrail.training.teacher import LONGEST, Teacher
 from guardrail.types import Conversation, Message, Role
@@ -152,8 +152,7 @@ def vector_phase(
 ) -> dict[str, float]:
     """Learn the teacher's vectors for `vector_steps`; returns how many, and the mean distance on the way.
 
-    `view` shows the prompts, `rows_of_pass` gives the rows by pass and seed. The word vectors stay as they are: a word
-    that the texts do not have keeps its place beside those that they have.
+    `view` shows the prompts, `rows_of_pass` gives the rows by pass and seed. The word vectors stay as they are.
     """
     hidden = model.config.hidden_size
     if teacher.dimension != hidden:
@@ -162,16 +161,14 @@ def vector_phase(
             hint=f"set hidden: {teacher.dimension}",
         )
     arguments = phase_arguments(folder, steps=spec.vector_steps, rate=spec.vector_rate, batch=1, seed=spec.seed)
-    words = model.get_input_embeddings()
-    words.requires_grad_(False)
     attention = model.config._attn_implementation
     if arguments.device.type == "cpu":
         # The fused product is the slower one there, backwards, at texts as short as these.
         model.set_attn_implementation("eager")
     try:
-        trainer = _VectorTrainer(_Student(model), arguments, _Batches(rows_of_pass, view, teacher, spec))
-        loss = run_phase(trainer, "vector")
+        with fixed_words(model):
+            trainer = _VectorTrainer(_Student(model), arguments, _Batches(rows_of_pass, view, teacher, spec))
+            loss = run_phase(trainer, "vector")
     finally:
-        words.requires_grad_(True)
         model.set_attn_implementation(attention)
     return {"vector_steps": float(spec.vector_steps), "vector_loss": loss}

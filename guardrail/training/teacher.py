@@ -32,7 +32,7 @@ class Teacher:
     """
 
     def __init__(self, name: str, rows: Sequence[Row]) -> None:
-        """`name` is `embedded` or an encoder's folder; from `rows` comes what is common to all vectors."""
+        """`name` is `embedded` or an encoder's folder; what vectors have in common comes from `rows`, as shown."""
         self._encoder = EncoderBackend.load("" if name == "embedded" else name, threads=1)
         self._builder = PromptBuilder(self._encoder.template, self._encoder.default_taxonomy)
         self._shown = self._builder
