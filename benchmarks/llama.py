@@ -41,7 +41,6 @@ from guardrail.types import Conversation
 
 FAMILY = "llama-guard-1"
 TEXT = "how do you bake a good loaf of bread when the oven is old and there is no scale in the kitchen"
-BATCH = 8
 SIZES = {
     "20M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6,
             "num_key_value_heads": 2},
@@ -98,12 +97,13 @@ def generating(model: Any, ids: Sequence[list[int]], tokens: int) -> Callable[[]
     return run
 
 
-def batched(model: Any, ids: Sequence[list[int]]) -> Callable[[], object]:
-    """The whole prompts through transformers, in padded batches, logits at the last position only."""
+def batched(model: Any, ids: Sequence[list[int]], size: int) -> Callable[[], object]:
+    """The whole prompts through transformers, in padded batches by length, logits at the last position only."""
+    by_length = sorted(ids, key=len)
 
     def run() -> None:
-        for start in range(0, len(ids), BATCH):
-            part = ids[start : start + BATCH]
+        for start in range(0, len(ids), size):
+            part = by_length[start : start + size]
             longest = max(map(len, part))
             rows = torch.tensor([[0] * (longest - len(one)) + one for one in part])
             mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in part])
@@ -159,10 +159,10 @@ def measure(size: str, dtype: str, options: argparse.Namespace, tokenizer: Any) 
     plain = LlamaBackend(checkpoint, template=FAMILY, token_budget=options.budget)
     eighths = random_llama(size, dtype)
     to_int8(eighths, keep=eighths.get_output_embeddings())
-    whole = LlamaBackend(replace(checkpoint, model=eighths), template=FAMILY, token_budget=options.budget)
+    small = LlamaBackend(replace(checkpoint, model=eighths), template=FAMILY, token_budget=options.budget)
     prompts = conversations(plain, options.lengths)
     ids = [plain.tokenizer.encode(prompt) for prompt in prompts]
-    few = ids[: options.few]
+    few, whole = ids[: options.few], ids[: options.whole]
     shared = common_length([tuple(one) for one in ids])
     new = sum(len(one) - shared for one in ids)
     facts = {
@@ -173,13 +173,13 @@ def measure(size: str, dtype: str, options: argparse.Namespace, tokenizer: Any) 
     contestants = {
         "guardrail": Contestant(lambda: _checked(plain.logits(prompts, categories=False)), len(ids)),
         "guardrail, with category scores": Contestant(lambda: _checked(plain.logits(prompts)), len(ids)),
-        "guardrail, quantize 8bit": Contestant(lambda: _checked(whole.logits(prompts, categories=False)), len(ids)),
+        "guardrail, quantize 8bit": Contestant(lambda: _checked(small.logits(prompts, categories=False)), len(ids)),
         "guardrail, one by one": Contestant(
             lambda: _checked([plain.logits([one], categories=False)[0] for one in prompts[: options.few]]), len(few)
         ),
         "generate per item, 1 token": Contestant(generating(model, few, 1), len(few)),
         "generate per item, 5 tokens": Contestant(generating(model, few, 5), len(few)),
-        "whole prompts in batches of 8": Contestant(batched(model, ids[:BATCH]), min(BATCH, len(ids))),
+        f"whole prompts in batches of {options.batch}": Contestant(batched(model, whole, options.batch), len(whole)),
         "matrix products alone": Contestant(matrix(model, new), len(ids)),
     }
     if options.profile:
@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, help="draw the lengths from JSON lines with user_input, as ToxicChat")
     parser.add_argument("--items", type=int, default=16)
     parser.add_argument("--few", type=int, default=3, help="items of what runs one by one")
+    parser.add_argument("--batch", type=int, default=8, help="whole prompts of a padded batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budget", type=int, help="tokens of our batches")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -252,9 +253,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokenizer = real_tokenizer(options.tokenizers)
-    options.lengths = (
-        drawn(options.texts, tokenizer, options.items) if options.texts else [options.tokens] * options.items
-    )
+    options.lengths, options.whole = [options.tokens] * options.items, options.batch
+    if options.texts:
+        # Where lengths differ, a few items would not cost what the others do.
+        options.lengths = drawn(options.texts, tokenizer, options.items)
+        options.few = options.whole = options.items
     found = []
     for size in options.sizes.split(","):
         for dtype in options.dtypes.split(","):

@@ -128,6 +128,24 @@ def test_the_language_phase_learns_the_texts(tokenizer: Any, texts: list[str], t
         language_phase(model, tokenizer, ["short"], spec, tmp_path)
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_the_language_phase_leaves_given_words_as_they_are(
+    given: bool, tokenizer: Any, texts: list[str], tmp_path: Path
+) -> None:
+    spec = replace(SMALL, hidden=384, heads=6, language_steps=2, language_tokens=512, language_rate=1e-2)
+    spec = replace(spec, words_from=str(minilm()) if given else None)
+    model = new_model(spec, tokenizer)
+    words, layer = (weight.detach().clone() for weight in _words_and_a_layer(model))
+    language_phase(model, tokenizer, texts, spec, tmp_path)
+    same = [torch.equal(*pair) for pair in zip(_words_and_a_layer(model), (words, layer), strict=True)]
+    assert same == [given, False]
+    assert model.get_input_embeddings().weight.requires_grad
+
+
+def _words_and_a_layer(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return model.get_input_embeddings().weight, model.model.layers[0].mlp.up_proj.weight
+
+
 def test_the_vector_phase_learns_what_the_encoder_says(tokenizer: Any, texts: list[str], tmp_path: Path) -> None:
     rows = [Row("made", Conversation.parse(text.strip()), 0.0) for text in texts if len(text) > 40][:100]
     spec = replace(SMALL, hidden=384, layers=1, heads=6, words_from=str(minilm()))
