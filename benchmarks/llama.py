@@ -251,6 +251,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--plot", type=Path, help="also draw them")
     options = parser.parse_args()
+    if options.few < 2 and not (options.without_llama_cpp or options.each):
+        # The same prompt again is in llama.cpp's cache as a whole.
+        parser.error(f"--few is {options.few}: llama.cpp needs 2 prompts that take turns, or --without-llama-cpp")
     torch.set_num_threads(options.threads)
     tokenizer = real_tokenizer(options.tokenizers)
     options.lengths, options.whole = [options.tokens] * options.items, options.batch
