@@ -22,7 +22,7 @@ def phase_arguments(folder: Path, *, steps: int, rate: float, batch: int, seed: 
         per_device_train_batch_size=batch,
         learning_rate=rate,
         lr_scheduler_type="cosine",
-        # With a rate that rises faster the first weights are lost, and the loss stays behind to the end.
+        # With a rate that rises faster the vectors were learnt worse.
         warmup_steps=max(1, steps // 10),
         weight_decay=0.01,
         adam_beta2=0.98,
