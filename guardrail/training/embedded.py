@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from guardrail.training.encoder_batches import DEFAULT, EncoderPolicies, Rendere
 from guardrail.training.encoder_finish import finish, read_recipe
 from guardrail.training.encoder_hyper import Hyper
 from guardrail.training.encoder_model import EncoderConfig, EncoderModel
+from guardrail.training.encoder_run import open_start
 from guardrail.training.encoder_trainer import Trainer
 from guardrail.training.encoder_validation import Validation
 from guardrail.training.held_out import CONFIGS
@@ -31,9 +33,6 @@ from guardrail.training.withheld import remaining_labels, withheld_hazards, with
 
 __all__ = ["average_runs", "load_checkpoint", "main", "train"]
 
-# How often a step sees a part of its policy only.
-_DROP = 0.4
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the data, trains, exports; everything it writes lies in the output folder."""
@@ -41,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and eval/")
     parser.add_argument("--base", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--config", type=Path, default=CONFIGS / "train-embedded.yaml")
+    parser.add_argument("--start", type=Path, help="an exported model folder to go on from, instead of a new head")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the run's files")
     parser.add_argument("--run", type=int, metavar="N", help="make the Nth run only, beside other processes")
     parser.add_argument("--export-only", action="store_true", help="export the output folder's checkpoint again")
@@ -54,25 +54,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mix = withhold(read_mix(options.data, table, config["sources"], config["held_out"]), without)
     _write(options.output / "manifest.json", mix.manifest)
     validation = Validation.make(mix.held_out, config["domains"], options.data)
+    begin = None if options.start is None else open_start(str(options.start))
     if not options.export_only:
         numbers = range(1, len(config["runs"]) + 1)
         for number in numbers if options.run is None else [options.run]:
             if not (options.output / _checkpoint(number)).is_file():
                 # All runs start from the same weights: only then does the mean of what they end at make sense.
                 torch.manual_seed(config["runs"][0]["seed"])
-                start = EncoderModel.from_base(options.base)
+                start = EncoderModel.from_base(options.base) if begin is None else copy.deepcopy(begin.model)
                 train(mix, table, validation, start, options.base, config, number, options.output)
         if options.run is not None:
             return
         average_runs([options.output / _checkpoint(number) for number in numbers], options.output)
-    model = load_checkpoint(options.output / "checkpoint.pt", EncoderConfig())
+    model = load_checkpoint(options.output / "checkpoint.pt", EncoderConfig() if begin is None else begin.model.config)
     renderer, sampler = _policies(table, config, Hyper(**config["hyper"]), options.base)
     trained = json.loads((options.output / "training.json").read_text(encoding="utf-8"))
     trained["validation"] = validation.measure(model, renderer, sampler.shipped[DEFAULT])
     date = datetime.now(UTC).date().isoformat()
     recipe = read_recipe(config["calibration"])
     tokenizer = options.base / "tokenizer.json"
-    report = finish(model, tokenizer, mix, validation, options.output, config["id"], date, recipe)
+    origin = None if begin is None else begin.base
+    report = finish(model, tokenizer, mix, validation, options.output, config["id"], date, recipe, origin)
     report["config"] = config
     report["trained"] = trained
     _write(options.output / "report.json", report)
@@ -135,7 +137,7 @@ def _policies(
     renderer = Renderer(TextTokenizer.from_json((base / "tokenizer.json").read_text(encoding="utf-8")))
     space = remaining_labels(withheld_hazards(config.get("without", ())))
     wordings = {name: texts for name, texts in table.wordings.items() if name in space.everything}
-    policies = PolicySampler(space, config["policies"], PolicyChanges(drop_unviolated=_DROP), wordings)
+    policies = PolicySampler(space, config["policies"], PolicyChanges(**config["changes"]), wordings)
     return renderer, EncoderPolicies(policies, renderer, hyper.category_tokens)
 
 

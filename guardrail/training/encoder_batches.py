@@ -66,10 +66,15 @@ class EncoderPolicies:
         self._longest = longest
         self._ids: dict[str, tuple[int, ...]] = {}
         self.shipped = {name: self.encoded(policy) for name, policy in sampler.shipped.items()}
+        self._known = frozenset(text for policy in self.shipped.values() for text in policy.texts)
 
     def draw(self, chosen: random.Random) -> Policy:
         """A policy for a whole batch; `flip` takes categories away from single rows."""
         return self.encoded(self._sampler.draw(chosen))
+
+    def known(self, policy: Policy) -> bool:
+        """Whether all of its texts are those of shipped taxonomies, which come again and again."""
+        return self._known.issuperset(policy.texts)
 
     def encoded(self, policy: TrainingPolicy) -> Policy:
         """The policy with its texts as ids."""

@@ -24,7 +24,7 @@ from guardrail.taxonomy import Taxonomy
 from guardrail.training.encoder_model import EncoderModel
 from guardrail.training.encoder_report import guard_scores
 from guardrail.training.encoder_validation import Validation, domain_scores
-from guardrail.training.export import export
+from guardrail.training.export import MINILM, Base, export
 from guardrail.training.held_out import FILE, SUITES, write_rows
 from guardrail.training.identity_bias import identity_bias
 from guardrail.training.mix import Mix
@@ -48,13 +48,16 @@ def finish(
     model_id: str,
     date: str,
     recipe: Recipe,
+    origin: Base | None = None,
 ) -> dict[str, Any]:
     """Exports to `output/model`, calibrates on held-out rows, and returns what was measured.
+
+    `origin` is the exported model that training went on from, if it did.
 
     Raises ModelError when 8 bits change the mean average precision on held-out rows by more than LARGEST_LOSS.
     """
     folder = output / "model"
-    export(model, tokenizer, folder, model_id=model_id, date=date)
+    export(model, tokenizer, folder, model_id=model_id, date=date, base=origin or MINILM, dithered=origin is not None)
     rows, scores = _judged(folder, validation.rows)
     verdicts = np.log(scores / (1 - scores))
     domains = domain_scores(rows, verdicts, validation.domains)

@@ -33,6 +33,8 @@ class Hyper:
     """Of the head, which compares texts and categories."""
     layer_decay: float = 0.85
     """Each layer's rate is that of the layer above it times this."""
+    frozen_layers: int = 0
+    """So many layers, from the bottom, stay as they are, and the embeddings with them: a step takes less time."""
     weight_decay: float = 0.01
     warmup: float = 0.06
     """The share of the steps in which the rates rise."""
@@ -65,7 +67,7 @@ class Hyper:
         for name in (*positive, "evaluate_every", "rehearsal_texts"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"train.{name} is {getattr(self, name):g}", hint="give a number above 0")
-        for name in ("weight_decay", "category_loss", "rehearsal"):
+        for name in ("weight_decay", "category_loss", "rehearsal", "frozen_layers"):
             if getattr(self, name) < 0:
                 raise UsageError(f"train.{name} is {getattr(self, name):g}", hint="give 0 or more")
         for name in (

@@ -24,7 +24,7 @@ from guardrail.resources import folder
 from guardrail.taxonomy import Taxonomy
 from guardrail.training.encoder_batches import DEFAULT, Batch, Policy, Renderer, batches, pad
 from guardrail.training.encoder_hyper import Hyper
-from guardrail.training.encoder_model import EncoderModel
+from guardrail.training.encoder_model import EncoderModel, mixed_precision
 from guardrail.training.written import expand
 from guardrail.types import Conversation, Message, Role
 
@@ -75,7 +75,7 @@ class Rehearsal:
         inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
         # With dropout the loss would not be 0 where nothing has changed, and would itself pull the model away.
         model.eval()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             with torch.no_grad():
                 wanted, _ = self._teacher(*inputs, self._teacher_vectors(policy))
             found, _ = model(*inputs, model.vectors(*self._padded(policy.texts)))

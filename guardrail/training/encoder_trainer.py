@@ -25,7 +25,7 @@ from guardrail.training.encoder_batches import (
     target_tensors,
 )
 from guardrail.training.encoder_hyper import Hyper
-from guardrail.training.encoder_model import EncoderModel, mean_pool
+from guardrail.training.encoder_model import EncoderModel, mean_pool, mixed_precision
 from guardrail.training.encoder_rehearsal import Rehearsal
 from guardrail.training.rows import Row
 
@@ -52,7 +52,7 @@ class Trainer:
         self.rehearsal = rehearsal
         self.random = random.Random(hyper.seed)
         self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        model.embedder.words.weight.requires_grad_(False)
+        _freeze(model, hyper.frozen_layers)
         self.optimizer = torch.optim.AdamW(_groups(model, hyper), weight_decay=hyper.weight_decay, fused=True)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._cache: dict[tuple[int, ...], tuple[int, Tensor]] = {}
@@ -144,7 +144,7 @@ class Trainer:
         kept = [flip(row, policy.hazards, self.random, hyper.flip_rate) for row in chosen]
         verdicts, categories = target_tensors(chosen, policy.hazards, kept)
         weights = torch.tensor([row.weight for row in chosen])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             vectors = self._vectors(policy)
             ids = self._word_dropout(batch.input_ids)
             logits, _ = model(ids, batch.attention_mask, batch.token_type_ids, vectors)
@@ -173,7 +173,7 @@ class Trainer:
 
     def _text_vectors(self, policy: Policy) -> Tensor:
         """Category vectors (C, D): sometimes with a gradient, else from a cache that is a few steps old."""
-        if policy.name == "made_up" or self.random.random() < self.hyper.category_gradient:
+        if not self.sampler.known(policy) or self.random.random() < self.hyper.category_gradient:
             input_ids, mask, _ = pad(policy.texts, self.renderer.separator)
             return self.model.vectors(input_ids, mask)
         return torch.stack([self._cached(text) for text in policy.texts])
@@ -225,6 +225,15 @@ class Trainer:
         model = EncoderModel(self.model.config)
         model.load_state_dict(self.average)
         return model.eval()
+
+
+def _freeze(model: EncoderModel, layers: int) -> None:
+    """Word vectors are never learnt: their dense gradient would take much of a step."""
+    model.embedder.words.weight.requires_grad_(False)
+    if layers:
+        model.embedder.requires_grad_(False)
+        for layer in list(model.layers)[:layers]:
+            layer.requires_grad_(False)
 
 
 def _trained(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score
 
 from guardrail.training.dedupe import EvaluationIndex
 from guardrail.training.encoder_batches import Policy, Renderer, pad
-from guardrail.training.encoder_model import EncoderModel
+from guardrail.training.encoder_model import EncoderModel, mixed_precision
 from guardrail.training.rows import Hazards, Row
 from guardrail.types import Conversation
 from guardrail.windows import fit
@@ -88,7 +88,7 @@ def logits(
     categories = np.full((len(conversations), len(vectors)), -np.inf, dtype=np.float32)
     for rows in _groups([len(row) for row in ids]):
         batch, mask, types = pad([ids[row] for row in rows], renderer.separator)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             values, _ = model(batch, mask, types, vectors)
         owner = [owners[row] for row in rows]
         np.maximum.at(verdicts, owner, model.verdict(values).numpy())

@@ -21,7 +21,7 @@ from guardrail.training.encoder_model import BASE_SHA256, EncoderModel
 from guardrail.training.encoder_validation import WINDOW
 from guardrail.training.onnx_graph import write_graph
 
-__all__ = ["Base", "export"]
+__all__ = ["MINILM", "Base", "export"]
 
 _FORMAT = 1
 _LARGEST = 30_000_000
@@ -41,12 +41,13 @@ class Base:
         return cls(name, hashlib.sha256(file.read_bytes()).hexdigest())
 
 
-_MINILM = Base("all-MiniLM-L6-v2", BASE_SHA256)
+MINILM = Base("all-MiniLM-L6-v2", BASE_SHA256)
+"""The pretrained encoder, with a new head."""
 
 
 def export(
     model: EncoderModel, tokenizer: Path, output: Path, *, model_id: str, date: str, levels: float = 127.0,
-    taxonomy: Taxonomy | None = None, base: Base = _MINILM, dithered: bool = False,
+    taxonomy: Taxonomy | None = None, base: Base = MINILM, dithered: bool = False,
 ) -> None:  # fmt: skip
     """Write model.onnx (8-bit), tokenizer.json, config.json, and vectors.npy (default taxonomy); no calibration.
 

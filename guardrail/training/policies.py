@@ -31,6 +31,7 @@ __all__ = [
     "made_up",
     "rephrase",
     "shuffle",
+    "strip",
     "with_examples",
 ]
 
@@ -41,6 +42,8 @@ MADE_UP = "made_up"
 
 # A made-up policy has this many categories, as far as there are labels.
 _FEWEST, _MOST = 6, 16
+# Names that say nothing, before a number.
+_BLANK_NAMES = ("Category", "Rule", "Policy", "Section", "Topic", "Type", "Class", "Item")
 # How often another wording is the name alone.
 _NAME_ONLY = 0.3
 _MOST_EXAMPLES = 4
@@ -90,9 +93,11 @@ class PolicyChanges:
     """Of each category: that it is worded otherwise, or only named."""
     examples: float = 0.0
     """Of each category: that it has one to four few-shot examples."""
+    strip: float = 0.0
+    """Of a policy: that its categories lose their names, or else all but their names."""
 
     def __post_init__(self) -> None:
-        for name in ("drop_unviolated", "drop_violated", "shuffle", "rephrase", "examples"):
+        for name in self.__dataclass_fields__:
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint="give a probability, from 0 to 1")
 
@@ -163,6 +168,26 @@ def rephrase(
             texts = wordings.get(next(iter(labels)), ()) if len(labels) == 1 else ()
             text = chosen.choice(texts) if texts else category.name
             category = _worded(category, text, name_only=chosen.random() < _NAME_ONLY)
+        categories.append(category)
+    return replace(policy, taxonomy=replace(policy.taxonomy, categories=tuple(categories)))
+
+
+def strip(policy: TrainingPolicy, chosen: random.Random, rate: float) -> TrainingPolicy:
+    """With probability `rate` the policy in poorer words: names that say nothing, or names alone.
+
+    It means the same, so the labels stay: a guard learns to go by whichever of the two a policy has. A category without
+    a definition keeps its name.
+    """
+    if chosen.random() >= rate:
+        return policy
+    names_only = chosen.random() < 0.5
+    word, first = chosen.choice(_BLANK_NAMES), chosen.randint(1, 20)
+    categories = []
+    for number, category in enumerate(policy.taxonomy, first):
+        if names_only:
+            category = _worded(category, category.name, name_only=True)
+        elif category.definition:
+            category = replace(category, name=f"{word} {number}")
         categories.append(category)
     return replace(policy, taxonomy=replace(policy.taxonomy, categories=tuple(categories)))
 
@@ -254,6 +279,7 @@ class PolicySampler:
         policy = drop_unviolated(policy, rows, chosen, changes.drop_unviolated)
         policy = drop_violated(policy, rows, chosen, changes.drop_violated)
         policy = rephrase(policy, self.wordings, chosen, changes.rephrase)
+        policy = strip(policy, chosen, changes.strip)
         policy = with_examples(policy, self.examples, rows, chosen, changes.examples)
         return shuffle(policy, chosen, changes.shuffle)
 
