@@ -44,8 +44,11 @@ test-litellm:     ## LiteLLM's guardrail, in an environment of its own: it needs
 build:            ## the wheel and the source distribution, in dist/
 	$(BIN)/python -m build --no-isolation
 
-train-embedded:   ## train, export and describe the embedded model: make train-embedded DATA=…
-	ONEDNN_PRIMITIVE_CACHE_CAPACITY=8192 $(BIN)/python -m guardrail.training.embedded --data "$(DATA)" --base "$(BASE)" --config configs/train-embedded.yaml -o "$(OUT)"
+TRAIN_EMBEDDED = ONEDNN_PRIMITIVE_CACHE_CAPACITY=8192 $(BIN)/python -m guardrail.training.embedded --data "$(DATA)" --base "$(BASE)"
+
+train-embedded:   ## train in two halves, export and describe the embedded model: make train-embedded DATA=…
+	$(TRAIN_EMBEDDED) --config configs/train-embedded.yaml -o "$(OUT)/first"
+	$(TRAIN_EMBEDDED) --config configs/train-embedded-more.yaml --start "$(OUT)/first/model" -o "$(OUT)"
 
 prepared/train.jsonl:
 	$(BIN)/python -m guardrail.training.prepare --data "$(DATA)" -o prepared

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from guardrail.backends.encoder import EncoderBackend
@@ -19,10 +20,10 @@ from guardrail.guard import Guard
 from guardrail.prompting import PromptBuilder, Template
 from guardrail.taxonomy import Taxonomy
 from guardrail.tokens import TextTokenizer
-from guardrail.training.embedded import average_runs, load_checkpoint, train
+from guardrail.training.embedded import average_runs, load_checkpoint, main, train
 from guardrail.training.encoder_batches import EncoderPolicies, Renderer, batches, pad, target_tensors
 from guardrail.training.encoder_finish import finish, read_recipe
-from guardrail.training.encoder_model import EncoderConfig, EncoderModel
+from guardrail.training.encoder_model import EncoderConfig, EncoderModel, mixed_precision
 from guardrail.training.encoder_validation import Validation
 from guardrail.training.export import export
 from guardrail.training.held_out import CONFIGS
@@ -31,6 +32,7 @@ from guardrail.training.labels import HazardTable
 from guardrail.training.mix import read_mix
 from guardrail.training.model_card import write_card
 from guardrail.training.onnx_graph import write_graph
+from guardrail.training.onnx_weights import read_model
 from guardrail.training.policies import PolicyChanges, PolicySampler
 from guardrail.training.rows import Row
 from guardrail.types import Conversation
@@ -92,7 +94,8 @@ def test_trains_exports_and_describes(tmp_path: Path, tokenizer_file: Path) -> N
     run.mkdir()
     config: dict[str, Any] = {
         "calibration": {"method": "platt", "target": "max-f1", "prior": 0.2, "at_least": 5},
-        "id": "tiny", "held_out": 0.3, "policies": {"default": 1.0, "made_up": 1.0},
+        "id": "tiny", "held_out": 0.3, "changes": {"drop_unviolated": 0.4, "strip": 0.3},
+        "policies": {"default": 1.0, "made_up": 1.0},
         "hyper": {"passes": 2, "tokens_per_batch": 512, "category_tokens": 24, "max_tokens": 32, "evaluate_every": 4,
                   "head_rate": 5e-3, "learning_rate": 1e-3, "average": 0.5},
         "sources": {"wildguard_aegis": {"rows": 100}, "aegis2": {"rows": 100, "repeat": 2, "weight": 0.5}},
@@ -137,6 +140,24 @@ def test_trains_exports_and_describes(tmp_path: Path, tokenizer_file: Path) -> N
         assert fitted["fitted"]
         assert guard.policy.user.verdict == fitted["threshold"]
         assert guard.calibration.model == guard.backend.name
+    goes_on_from(run / "model", tmp_path, tokenizer_file.parent, config)
+
+
+def goes_on_from(start: Path, data: Path, base: Path, config: dict[str, Any]) -> None:
+    """A second half of training: the frozen layers stay, the rest moves, and the card says what it started from."""
+    hyper = {**config["hyper"], "passes": 1, "frozen_layers": 1}
+    file = data / "more.yaml"
+    file.write_text(yaml.safe_dump({**config, "version": 1, "hyper": hyper, "runs": [{"seed": 3}]}), encoding="utf-8")
+    output = data / "more"
+    main(["--data", str(data), "--base", str(base), "--config", str(file), "--start", str(start), "-o", str(output)])
+    before, after = (read_model(folder / "model.onnx").state_dict() for folder in (start, output / "model"))
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert not any(name.startswith(("embedder.", "layers.0.")) for name in moved)
+    assert {"layers.1.up.weight", "hidden.weight"} <= moved
+    name = json.loads((start / "config.json").read_text(encoding="utf-8"))["digest"]
+    card = (output / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"| trained on from | `tiny@{name}`" in card
+    assert "They went on from" in card
 
 
 def test_a_pass_takes_both_sides_of_a_source_equally(tmp_path: Path) -> None:
@@ -235,6 +256,19 @@ def test_policies_are_parts_of_shipped_or_made_up_taxonomies(tokenizer_file: Pat
     assert all(len(policy.hazards) == len(policy.texts) >= 1 for policy in policies)
     assert all(len(text) <= 32 for policy in policies for text in policy.texts)
     assert len({len(policy.texts) for policy in policies if policy.name == "default"}) > 1
+    assert all(sampler.known(policy) == (policy.name != "made_up") for policy in policies)
+    stripped = EncoderPolicies(
+        PolicySampler(space, {"default": 1}, PolicyChanges(strip=1.0), table.wordings), renderer_of(tokenizer_file), 32
+    )
+    assert not stripped.known(stripped.draw(chosen))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_where_the_processor_computes_in_it(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    with mixed_precision():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if fast else torch.float32)
 
 
 def test_target_tensors_follow_each_rows_own_policy() -> None:

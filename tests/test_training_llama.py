@@ -264,10 +264,42 @@ def test_a_checkpoint_is_loaded_for_each_method(tmp_path: Path) -> None:
     assert load_checkpoint(str(tmp_path), device="cpu").model.dtype == torch.float32
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_four_bits_need_cuda(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="qlora needs a CUDA device"):
-        base_model(str(tmp_path), replace(HYPER, method="qlora"))
+@adapters
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device: the model would be on it")
+def test_adapters_learn_beside_a_base_in_four_bits(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    base = tmp_path / "base"
+    tiny_model().save_pretrained(base)
+    transformers_tokenizer().save_pretrained(base)
+    hyper = replace(
+        HYPER,
+        method="qlora",
+        learning_rate=2e-2,
+        steps=12,
+        evaluate_every=6,
+        gradient_checkpointing=True,
+        lora=LoraHyper(rank=8, alpha=16.0, dropout=0.1),
+    )
+    model, _ = base_model(str(base), hyper)
+    small = {name: value.clone() for name, value in model.named_parameters() if value.dtype == torch.uint8}
+    assert len(small) == 7 * model.config.num_hidden_layers
+    assert all(value.requires_grad == ("lora_" in name) for name, value in model.named_parameters())
+    result = train(model, tmp_path / "run", hyper)
+    assert losses(result)[-1] < losses(result)[0]
+    for name, value in small.items():
+        assert torch.equal(value, model.get_parameter(name)), name
+    whole = merged(model, str(base)).eval()
+    assert {value.dtype for value in whole.parameters()} == {torch.bfloat16}
+    plain = load_checkpoint(str(base), device="cpu", dtype="bfloat16").model.state_dict()
+    added = dict(model.named_parameters())
+    for name, value in whole.state_dict().items():
+        place = f"base_model.model.{name.removesuffix('.weight')}"
+        expected = plain[name].float()
+        if name.split(".")[-2] in hyper.lora.targets:
+            parts = (added[f"{place}.lora_{side}.default.weight"] for side in "BA")
+            expected = expected + hyper.lora.alpha / hyper.lora.rank * torch.linalg.multi_dot(list(parts))
+            assert not torch.equal(value, plain[name]), name
+        torch.testing.assert_close(value.float(), expected, atol=2e-2, rtol=1e-2)
 
 
 # the average and the options

@@ -14,7 +14,8 @@ from guardrail.training.model_card_evaluation import failures
 from tests.evaluation_results import HOSTILE_TEXTS, results
 
 CONFIG = {
-    "id": "tiny", "digest": "0123456789ab", "date": "2026-01-01", "base_sha256": "ff" * 32, "taxonomy": "default",
+    "id": "tiny", "digest": "0123456789ab", "date": "2026-01-01", "base": "all-MiniLM-L6-v2",
+    "base_sha256": "ff" * 32, "taxonomy": "default",
     "taxonomy_digest": "aaaaaaaaaaaa", "template": "encoder", "template_digest": "bbbbbbbbbbbb", "max_tokens": 256,
 }  # fmt: skip
 LOOKS = [{"digest": "0123456789ab", "date": "2026-01-02", "sets": {"ToxicChat": {"auprc": {"value": 0.6543}}}}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -26,6 +27,7 @@ from guardrail.training.policies import (
     made_up,
     rephrase,
     shuffle,
+    strip,
     with_examples,
 )
 from guardrail.training.rows import UNKNOWN, Row, targets
@@ -147,6 +149,34 @@ def test_a_category_of_several_labels_is_named_only() -> None:
     assert (found.taxonomy.categories[0].name, found.taxonomy.categories[0].definition) == ("Both", "")
 
 
+def test_a_policy_loses_its_names_or_all_but_its_names() -> None:
+    seen = set()
+    for seed in range(40):
+        poor = strip(POLICY, random.Random(seed), 1.0)
+        assert poor.labels == POLICY.labels
+        assert poor.taxonomy.codes == POLICY.taxonomy.codes
+        names = tuple(category.name for category in poor.taxonomy)
+        if names == tuple(category.name for category in POLICY.taxonomy):
+            assert not any(category.definition or category.include or category.exclude for category in poor.taxonomy)
+        else:
+            assert len(set(names)) == len(names)
+            assert [replace(category, name="") for category in poor.taxonomy] == [
+                replace(category, name="") for category in POLICY.taxonomy
+            ]
+        seen.add(names)
+    assert len(seen) > 10
+    assert tuple(category.name for category in POLICY.taxonomy) in seen
+
+
+def test_a_name_without_a_definition_stays() -> None:
+    bare = replace(POLICY.taxonomy, categories=(Category("S1", "Arson"), Category("S2", "Theft", "Taking things.")))
+    policy = TrainingPolicy(OWN, bare, POLICY.labels[:2])
+    for seed in range(20):
+        first, second = strip(policy, random.Random(seed), 1.0).taxonomy
+        assert first.name == "Arson"
+        assert (second.name == "Theft") == (second.definition == "")
+
+
 def test_examples_violate_their_category_and_are_not_shown() -> None:
     rows = [row(f"S{n}", text=f"text {n} {at}") for n in (1, 2) for at in range(6)]
     pool = example_pool([*rows, row("S1", "S2", text="of two"), row("S1", unsafe=0.5), row("S1", text="long " * 99)])
@@ -181,6 +211,7 @@ def test_at_a_rate_of_zero_nothing_changes(seed: int) -> None:
     assert drop_violated(POLICY, rows, chosen, 0.0) is POLICY
     assert shuffle(POLICY, chosen, 0.0) is POLICY
     assert rephrase(POLICY, {}, chosen, 0.0) == POLICY
+    assert strip(POLICY, chosen, 0.0) is POLICY
     assert with_examples(POLICY, example_pool(rows), [], chosen, 0.0) == POLICY
 
 

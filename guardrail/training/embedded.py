@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = load_checkpoint(options.output / "checkpoint.pt", EncoderConfig() if begin is None else begin.model.config)
     renderer, sampler = _policies(table, config, Hyper(**config["hyper"]), options.base)
     trained = json.loads((options.output / "training.json").read_text(encoding="utf-8"))
+    trained["start"] = None if begin is None else begin.base.name
     trained["validation"] = validation.measure(model, renderer, sampler.shipped[DEFAULT])
     date = datetime.now(UTC).date().isoformat()
     recipe = read_recipe(config["calibration"])

@@ -19,11 +19,11 @@ __all__ = ["base_model", "merged", "prepared"]
 def base_model(base: str, hyper: LlamaHyper) -> tuple[Any, Any]:
     """The model and the transformers tokenizer of a checkpoint, a folder or a hub id, ready to be trained.
 
-    The model is on the CPU, from where the trainer moves it; in 4 bits it is on the GPU. ModelError when it cannot be
-    loaded, UsageError for QLoRA without a GPU.
+    The model is on the CPU, from where the trainer moves it; in 4 bits it is on the GPU, where there is one. ModelError
+    when it cannot be loaded, MissingExtraError for QLoRA without bitsandbytes.
     """
     if hyper.method == "qlora":
-        return prepared(*_in_4_bits(base), hyper)
+        return prepared(*_in_4_bits(base, hyper.dtype), hyper)
     dtype = hyper.weights or ("float32" if hyper.method == "full" else "bfloat16")
     checkpoint = load_checkpoint(base, device="cpu", dtype=dtype)
     return prepared(checkpoint.model, checkpoint.tokenizer, hyper)
@@ -69,12 +69,8 @@ def _with_adapters(model: Any, hyper: LlamaHyper) -> Any:
     except ModuleNotFoundError:
         raise MissingExtraError("peft", "train") from None
     if hyper.method == "qlora":
-        model = prepare_model_for_kbit_training(
-            model,
-            use_gradient_checkpointing=hyper.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-        )
-    elif hyper.gradient_checkpointing:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if hyper.gradient_checkpointing:
         model.enable_input_require_grads()
     lora = hyper.lora
     config = LoraConfig(
@@ -92,20 +88,18 @@ def _with_adapters(model: Any, hyper: LlamaHyper) -> Any:
         raise UsageError(f"lora.targets: {error}") from None
 
 
-def _in_4_bits(base: str) -> tuple[Any, Any]:
-    if not torch.cuda.is_available():
-        raise UsageError("method qlora needs a CUDA device, and there is none", hint="use method: lora")
+def _in_4_bits(base: str, compute: str) -> tuple[Any, Any]:
     try:
-        import bitsandbytes  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
+        import bitsandbytes  # noqa: F401
     except ModuleNotFoundError:
-        raise ModelError("bitsandbytes is not installed", hint="pip install bitsandbytes") from None
+        raise MissingExtraError("bitsandbytes", "qlora") from None
     from transformers import AutoTokenizer
 
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=DTYPES["bfloat16"],
+        bnb_4bit_compute_dtype=DTYPES[compute],
     )
     source = str(Path(base).expanduser()) if Path(base).expanduser().is_dir() else base
     try:
@@ -113,7 +107,7 @@ def _in_4_bits(base: str) -> tuple[Any, Any]:
             source,
             quantization_config=config,
             dtype=DTYPES["bfloat16"],
-            device_map={"": int(os.environ.get("LOCAL_RANK", "0"))},
+            device_map={"": int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"},
         )
         return model, AutoTokenizer.from_pretrained(source)
     except Exception as error:

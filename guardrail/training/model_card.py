@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.training.card_table import table
+from guardrail.training.export import MINILM
 from guardrail.training.model_card_behaviour import cost, identity, new_categories, obedience, validation
 from guardrail.training.model_card_evaluation import categories, evaluation, failures, slices
 
@@ -75,7 +76,7 @@ category of the taxonomy. It runs on a CPU without a network.
 | | |
 |---|---|
 | version | `{config["id"]}@{config["digest"]}`, made {config["date"]} |
-| fine-tuned from | all-MiniLM-L6-v2 (Apache-2.0), SHA-256 of its weights `{config["base_sha256"]}` |
+{_origin(config)}
 | default taxonomy | `{config["taxonomy"]}@{config["taxonomy_digest"]}` |{trained}
 | prompt template | `{config["template"]}@{config["template_digest"]}` |
 | longest prompt | {config["max_tokens"]} tokens; of a longer message, the highest score of overlapping windows counts |
@@ -87,6 +88,13 @@ Meant for: a first, fast filter on what users and assistants write, in English, 
 without training. Not meant for: decisions about people without a human, or as the only safeguard where harm is grave.
 The policy is encoded once into one vector per category; each vector attends over the text's tokens and yields that
 category's logit; the verdict is a smooth maximum over the categories."""
+
+
+def _origin(config: Mapping[str, Any]) -> str:
+    weights = f"SHA-256 of its weights `{config['base_sha256']}`"
+    if config["base"] == MINILM.name:
+        return f"| fine-tuned from | {MINILM.name} (Apache-2.0), {weights} |"
+    return f"| trained on from | `{config['base']}`, {weights}, which was fine-tuned from {MINILM.name} (Apache-2.0) |"
 
 
 def _data(report: Mapping[str, Any], manifest: Sequence[Mapping[str, Any]]) -> str:
@@ -115,7 +123,7 @@ words, or, for texts of three to twelve words, all words but one. The SHA-256 of
 def _own(manifest: Sequence[Mapping[str, Any]]) -> str:
     names = {entry["source"] for entry in manifest}
     own = ", ".join(f"`{name}`" for name in sorted(names) if name.startswith("ours_"))
-    text = f" Our own writing is {own}: templates with slots, from `configs/written/`." if own else ""
+    text = f" Our own writing is {own}: texts and templates with slots, from `configs/written/`." if own else ""
     if "swapped" in names:
         text += (
             " `swapped` puts comments of the other sources into an assistant's mouth, as answers to harmless questions,"
@@ -179,8 +187,9 @@ that the model never saw take a training of their own:
     python -m guardrail.training.new_categories --data folder-with-train-and-eval \\
         --run runs/withheld --card runs/embedded
 
-The seed, all amounts and all hyper-parameters are in `configs/train-embedded.yaml`; `docs/training-embedded.md` tells
-what was tried. How much numbers vary between runs and machines was not measured.
+Seeds, amounts and hyper-parameters are in `configs/train-embedded.yaml` and, of the second half, in
+`configs/train-embedded-more.yaml`; `docs/training-embedded.md` tells what was tried. How much
+numbers vary between runs and machines was not measured.
 """
 
 

@@ -25,6 +25,8 @@ def validation(report: Found) -> str:
     development = trained["validation"].get("development", float("nan"))
     runs = _count(len(trained["runs"]), "training run")
     steps = " and ".join(str(run["best_step"]) for run in trained["runs"])
+    start = trained.get("start")
+    going_on = f"They went on from `{start}`.\n" if start else ""
     return f"""
 ## Held-out rows
 
@@ -33,7 +35,7 @@ verdict in each group of sources (`domains` in the configuration), as shipped an
 the weights of {runs}, each at its best step ({steps}) by the mean of `macro` and the
 average precision on a development set: ToxicChat's human-written training prompts, which were not trained on, without
 those that its test set repeats ({development:.3f} there). That choice may favour ToxicChat's test set a little.
-Calibration and thresholds were fitted on the held-out rows.
+{going_on}Calibration and thresholds were fitted on the held-out rows.
 
 {table(("group", "8-bit", "32-bit"), rows)}"""
 
@@ -97,11 +99,12 @@ def new_categories(found: Found | None) -> str:
     return f"""
 ## Categories it never saw
 
-Measured on another model, `{found["model"]}`: trained by one pass of the same recipe without every row that violates
-{len(found["without"])} hazards ({", ".join(found["without"])}) and without their categories. Each was then added to the
-policy. AUPRC of its score on user messages that violate it, none of which that model was trained on, against held-out
-safe messages: with the definition alone, and with unsafe examples besides (mean and range of {found["draws"]} draws;
-examples are not scored). "Without it": the verdict's score under the policy without the category.
+Measured on another model, `{found["model"]}`: trained by one pass of `configs/train-embedded.yaml` without every
+row that violates {len(found["without"])} hazards ({", ".join(found["without"])})
+and without their categories. Each was then added to the policy. AUPRC of its score on user messages that violate it,
+none of which that model was trained on, against held-out safe messages: with the definition alone, and with unsafe
+examples besides (mean and range of {found["draws"]} draws; examples are not scored). "Without it": the verdict's score
+under the policy without the category.
 
 {table(("category", "unsafe", "safe", "chance", *shown), rows)}
 
@@ -164,12 +167,13 @@ def cost(report: Found) -> str:
     if "seconds" not in trained:
         return "## Time and energy\n\nNot measured."
     minutes = round(trained["seconds"] / 60)
+    start = f", after that of `{trained['start']}`, which is not counted" if trained.get("start") else ""
     threads = _count(trained["threads"], "thread")
     hours = trained["seconds"] * trained["threads"] / 3600
     return f"""
 ## Time and energy
 
-Training took {minutes} minutes on {threads} of a CPU with {trained["cores"]} cores and no GPU:
+Training took {minutes} minutes on {threads} of a CPU with {trained["cores"]} cores and no GPU{start}:
 {hours:.1f} core-hours, with whatever else ran on the machine. Energy was not measured; at an assumed {_WATTS} W for
 each busy core it is about {hours * _WATTS / 1000:.3f} kWh. Runs that were tried before are not counted."""
 
