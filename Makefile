@@ -48,7 +48,7 @@ TRAIN_EMBEDDED = ONEDNN_PRIMITIVE_CACHE_CAPACITY=8192 $(BIN)/python -m guardrail
 
 train-embedded:   ## train in two halves, export and describe the embedded model: make train-embedded DATA=…
 	$(TRAIN_EMBEDDED) --config configs/train-embedded.yaml -o "$(OUT)/first"
-	$(TRAIN_EMBEDDED) --config configs/train-embedded-more.yaml --start "$(OUT)/first/model" -o "$(OUT)"
+	$(TRAIN_EMBEDDED) --config configs/train-embedded-more.yaml --start "$(OUT)/first" -o "$(OUT)"
 
 prepared/train.jsonl:
 	$(BIN)/python -m guardrail.training.prepare --data "$(DATA)" -o prepared

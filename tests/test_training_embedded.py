@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
 import yaml
+from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from guardrail.backends.encoder import EncoderBackend
@@ -23,7 +26,7 @@ from guardrail.tokens import TextTokenizer
 from guardrail.training.embedded import average_runs, load_checkpoint, main, train
 from guardrail.training.encoder_batches import EncoderPolicies, Renderer, batches, pad, target_tensors
 from guardrail.training.encoder_finish import finish, read_recipe
-from guardrail.training.encoder_model import EncoderConfig, EncoderModel, mixed_precision
+from guardrail.training.encoder_model import EncoderConfig, EncoderModel, Layer, mixed_precision
 from guardrail.training.encoder_validation import Validation
 from guardrail.training.export import export
 from guardrail.training.held_out import CONFIGS
@@ -140,7 +143,9 @@ def test_trains_exports_and_describes(tmp_path: Path, tokenizer_file: Path) -> N
         assert fitted["fitted"]
         assert guard.policy.user.verdict == fitted["threshold"]
         assert guard.calibration.model == guard.backend.name
-    goes_on_from(run / "model", tmp_path, tokenizer_file.parent, config)
+    # Its checkpoint has this test's sizes, which the command does not know; what was exported says its own.
+    (run / "checkpoint.pt").unlink()
+    goes_on_from(run, tmp_path, tokenizer_file.parent, config)
 
 
 def goes_on_from(start: Path, data: Path, base: Path, config: dict[str, Any]) -> None:
@@ -150,11 +155,11 @@ def goes_on_from(start: Path, data: Path, base: Path, config: dict[str, Any]) ->
     file.write_text(yaml.safe_dump({**config, "version": 1, "hyper": hyper, "runs": [{"seed": 3}]}), encoding="utf-8")
     output = data / "more"
     main(["--data", str(data), "--base", str(base), "--config", str(file), "--start", str(start), "-o", str(output)])
-    before, after = (read_model(folder / "model.onnx").state_dict() for folder in (start, output / "model"))
+    before, after = (read_model(folder / "model" / "model.onnx").state_dict() for folder in (start, output))
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert not any(name.startswith(("embedder.", "layers.0.")) for name in moved)
     assert {"layers.1.up.weight", "hidden.weight"} <= moved
-    name = json.loads((start / "config.json").read_text(encoding="utf-8"))["digest"]
+    name = json.loads((start / "model" / "config.json").read_text(encoding="utf-8"))["digest"]
     card = (output / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert f"| trained on from | `tiny@{name}`" in card
     assert "They went on from" in card
@@ -174,6 +179,39 @@ def test_a_pass_takes_both_sides_of_a_source_equally(tmp_path: Path) -> None:
     apart = {row.text for row in mix.held_out}
     assert apart
     assert not apart & {row.text for rows in mix.train.values() for row in rows}
+
+
+def test_products_in_eight_bits_are_exact_on_every_processor(tmp_path: Path) -> None:
+    """The largest weights and inputs together: where two products are added in 16 bits, 8-bit weights overflow."""
+    model = EncoderModel(replace(CONFIG, layers=1)).eval()
+    (layer,) = model.layers
+    assert isinstance(layer, Layer)
+    with torch.no_grad():
+        layer.qkv.weight.fill_(1.0)
+        layer.qkv.weight[:, ::5] = -0.5
+    write_graph(model, tmp_path / "model.onnx")
+    proto = onnx.load(str(tmp_path / "model.onnx"))
+    node = next(node for node in proto.graph.node if node.op_type == "DynamicQuantizeMatMul")
+    weights = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+    small, scales = weights[node.input[1]].astype(np.int64), weights[node.input[2]]
+    inputs = np.random.default_rng(0).choice([-1.0, 250.0, 254.0], (7, CONFIG.dimension)).astype(np.float32)
+    # The operator's own rule: 0 and all values lie between the smallest and the largest of 256 levels.
+    low, high = min(0.0, float(inputs.min())), max(0.0, float(inputs.max()))
+    scale = np.float32((high - low) / 255)
+    levels = np.clip(np.rint(inputs / scale) + np.rint(-low / scale), 0, 255).astype(np.int64)
+    expected = ((levels - int(np.rint(-low / scale))) @ small) * scale * scales
+
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node], "product",
+        [value(node.input[0], TensorProto.FLOAT, inputs.shape)],
+        [value(node.output[0], TensorProto.FLOAT, None)],
+        [item for item in proto.graph.initializer if item.name in node.input],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=proto.opset_import, ir_version=9)
+    session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {node.input[0]: inputs})
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_graph_computes_what_the_model_computes(tmp_path: Path, tokenizer_file: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from guardrail.training.encoder_batches import DEFAULT, EncoderPolicies, Rendere
 from guardrail.training.encoder_finish import finish, read_recipe
 from guardrail.training.encoder_hyper import Hyper
 from guardrail.training.encoder_model import EncoderConfig, EncoderModel
-from guardrail.training.encoder_run import open_start
+from guardrail.training.encoder_run import Start, open_start
 from guardrail.training.encoder_trainer import Trainer
 from guardrail.training.encoder_validation import Validation
 from guardrail.training.held_out import CONFIGS
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and eval/")
     parser.add_argument("--base", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--config", type=Path, default=CONFIGS / "train-embedded.yaml")
-    parser.add_argument("--start", type=Path, help="an exported model folder to go on from, instead of a new head")
+    parser.add_argument("--start", type=Path, help="folder of a run to go on from, instead of a new head on the base")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the run's files")
     parser.add_argument("--run", type=int, metavar="N", help="make the Nth run only, beside other processes")
     parser.add_argument("--export-only", action="store_true", help="export the output folder's checkpoint again")
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mix = withhold(read_mix(options.data, table, config["sources"], config["held_out"]), without)
     _write(options.output / "manifest.json", mix.manifest)
     validation = Validation.make(mix.held_out, config["domains"], options.data)
-    begin = None if options.start is None else open_start(str(options.start))
+    begin = None if options.start is None else _start(options.start)
     if not options.export_only:
         numbers = range(1, len(config["runs"]) + 1)
         for number in numbers if options.run is None else [options.run]:
@@ -140,6 +141,13 @@ def _policies(
     wordings = {name: texts for name, texts in table.wordings.items() if name in space.everything}
     policies = PolicySampler(space, config["policies"], PolicyChanges(**config["changes"]), wordings)
     return renderer, EncoderPolicies(policies, renderer, hyper.category_tokens)
+
+
+def _start(run: Path) -> Start:
+    """What a run ended at: its weights in 32 bits where it still has them, else those of the model that it exported."""
+    exported = open_start(str(run / "model"))
+    weights = run / "checkpoint.pt"
+    return replace(exported, model=load_checkpoint(weights, EncoderConfig())) if weights.is_file() else exported
 
 
 def _checkpoint(number: int) -> str:

@@ -57,7 +57,7 @@ def finish(
     Raises ModelError when 8 bits change the mean average precision on held-out rows by more than LARGEST_LOSS.
     """
     folder = output / "model"
-    export(model, tokenizer, folder, model_id=model_id, date=date, base=origin or MINILM, dithered=origin is not None)
+    export(model, tokenizer, folder, model_id=model_id, date=date, base=origin or MINILM)
     rows, scores = _judged(folder, validation.rows)
     verdicts = np.log(scores / (1 - scores))
     domains = domain_scores(rows, verdicts, validation.domains)

@@ -46,7 +46,7 @@ MINILM = Base("all-MiniLM-L6-v2", BASE_SHA256)
 
 
 def export(
-    model: EncoderModel, tokenizer: Path, output: Path, *, model_id: str, date: str, levels: float = 127.0,
+    model: EncoderModel, tokenizer: Path, output: Path, *, model_id: str, date: str,
     taxonomy: Taxonomy | None = None, base: Base = MINILM, dithered: bool = False,
 ) -> None:  # fmt: skip
     """Write model.onnx (8-bit), tokenizer.json, config.json, and vectors.npy (default taxonomy); no calibration.
@@ -57,7 +57,7 @@ def export(
     shown = taxonomy or Taxonomy.load(DEFAULT)
     output.mkdir(parents=True, exist_ok=True)
     graph = output / "model.onnx"
-    write_graph(model, graph, int8=True, levels=levels, dithered=dithered)
+    write_graph(model, graph, int8=True, dithered=dithered)
     (output / "tokenizer.json").write_text(_plain_tokenizer(tokenizer), encoding="utf-8")
     config = {
         "format": _FORMAT,

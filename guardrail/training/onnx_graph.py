@@ -1,8 +1,10 @@
 """Writes the embedded model as one ONNX graph, with ONNX Runtime's fused operators and 8-bit weights.
 
 The encoder's matrices have 8-bit weights with one scale per output; their inputs are quantized when they are known,
-over all tokens of a run. So a text has the same score alone and among others only when each run holds one text, which
-is how the backend runs it. The head stays in 32 bits: it is small, and its scores are what is compared.
+over all tokens of a run. A weight uses 7 of its bits: CPUs without an instruction for it (VNNI on x86) add the products
+of two inputs and weights in 16 bits, which larger weights would overflow, and a text would have another score there. A
+text has the same score alone and among others only when each run holds one text, which is how the backend runs it. The
+head stays in 32 bits: it is small, and its scores are what is compared.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ __all__ = ["write_graph"]
 
 _OPSET = 17
 _MICROSOFT = "com.microsoft"
-_LEVELS = 127.0
-"""The largest 8-bit weight."""
+_LEVELS = 63.0
+"""The largest weight of a matrix: 2 · 255 · 63 fits 16 bits with a sign."""
+_WORD_LEVELS = 127.0
+"""The largest number in a word's vector, which is looked up, not multiplied."""
 # Nearer to a level than this, in levels, is on it.
 _UNMOVED = 1e-4
 
@@ -33,7 +37,6 @@ def write_graph(
     file: Path,
     *,
     int8: bool = True,
-    levels: float = _LEVELS,
     longest: int = 256,
     dithered: bool = False,
 ) -> None:
@@ -43,7 +46,7 @@ def write_graph(
     level, and each would be rounded back to where it came from. So a weight between two levels takes the upper one as
     often as it is near to it, by chance with a fixed seed; one that did not move stays where it was.
     """
-    graph = _Graph(int8, levels, longest, np.random.default_rng(0) if dithered else None)
+    graph = _Graph(int8, longest, np.random.default_rng(0) if dithered else None)
     _body(graph, model)
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
               for name in ("input_ids", "attention_mask", "token_type_ids")]  # fmt: skip
@@ -63,11 +66,10 @@ def write_graph(
 class _Graph:
     """Nodes and weights in the order in which they are added."""
 
-    def __init__(self, int8: bool, levels: float, longest: int, chosen: np.random.Generator | None) -> None:
+    def __init__(self, int8: bool, longest: int, chosen: np.random.Generator | None) -> None:
         self.int8 = int8
         self.chosen = chosen
         self.longest = longest
-        self.levels = levels
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
 
@@ -90,7 +92,7 @@ class _Graph:
         weight = linear.weight.detach().float().numpy()
         if not (self.int8 and int8):
             return self.add("MatMul", [value, self.constant(f"{name}.weight", weight.T)], name)
-        small, scales = _eight_bits(weight, self.levels, self.chosen)
+        small, scales = _eight_bits(weight, _LEVELS, self.chosen)
         inputs = [value, self.constant(f"{name}.weight", small.T), self.constant(f"{name}.scales", scales[:, 0])]
         return self.fused("DynamicQuantizeMatMul", inputs, name)
 
@@ -138,7 +140,7 @@ def _embeddings(graph: _Graph, model: EncoderModel) -> str:
     embedder = model.embedder
     table = embedder.words.weight.detach().float().numpy()
     if graph.int8:
-        small, scales = _eight_bits(table, _LEVELS)
+        small, scales = _eight_bits(table, _WORD_LEVELS)
         picked = graph.add("Gather", [graph.constant("words.weight", small), "input_ids"], "words.int8")
         picked = graph.add("Cast", [picked], "words.float", to=TensorProto.FLOAT)
         scale = graph.add("Gather", [graph.constant("words.scales", scales), "input_ids"], "words.scale")
