@@ -152,17 +152,23 @@ def goes_on_from(start: Path, data: Path, base: Path, config: dict[str, Any]) ->
     """A second half of training: the frozen layers stay, the rest moves, and the card says what it started from."""
     hyper = {**config["hyper"], "passes": 1, "frozen_layers": 1}
     file = data / "more.yaml"
-    file.write_text(yaml.safe_dump({**config, "version": 1, "hyper": hyper, "runs": [{"seed": 3}]}), encoding="utf-8")
+    more = {**config, "version": 1, "hyper": hyper, "runs": [{"seed": 3}], "start_share": 0.25}
+    file.write_text(yaml.safe_dump(more), encoding="utf-8")
     output = data / "more"
     main(["--data", str(data), "--base", str(base), "--config", str(file), "--start", str(start), "-o", str(output)])
     before, after = (read_model(folder / "model" / "model.onnx").state_dict() for folder in (start, output))
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert not any(name.startswith(("embedder.", "layers.0.")) for name in moved)
     assert {"layers.1.up.weight", "hidden.weight"} <= moved
+    first, end, mean = (
+        read_model(start / "model" / "model.onnx").state_dict(),
+        *(torch.load(output / name, weights_only=True)["weights"] for name in ("checkpoint-1.pt", "checkpoint.pt")),
+    )
+    torch.testing.assert_close(mean["logit.weight"], 0.25 * first["logit.weight"] + 0.75 * end["logit.weight"])
     name = json.loads((start / "model" / "config.json").read_text(encoding="utf-8"))["digest"]
     card = (output / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert f"| trained on from | `tiny@{name}`" in card
-    assert "They went on from" in card
+    assert f"Training went on from `tiny@{name}`, whose weights make up 25% of the mean." in card
 
 
 def test_a_pass_takes_both_sides_of_a_source_equally(tmp_path: Path) -> None:

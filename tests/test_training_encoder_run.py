@@ -153,17 +153,20 @@ def test_the_start_is_kept_where_training_does_harm(
 
 
 def texts_logits(model: EncoderModel, rehearsal: Rehearsal) -> torch.Tensor:
-    policy, batch = rehearsal.batch(0)
-    with torch.no_grad():
-        ids = [list(text) for text in policy.texts]
-        found = [model.vectors(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long))[0] for row in ids]
-        logits: torch.Tensor
-        logits, _ = model(batch.input_ids, batch.attention_mask, batch.token_type_ids, torch.stack(found))
-    return logits
+    """Of many steps: one alone has a few categories of one taxonomy, which may drift little by chance."""
+    logits: list[torch.Tensor] = []
+    for step in range(30):
+        policy, batch = rehearsal.batch(step)
+        with torch.no_grad():
+            ids = [list(text) for text in policy.texts]
+            found = [model.vectors(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long))[0] for row in ids]
+            values, _ = model(batch.input_ids, batch.attention_mask, batch.token_type_ids, torch.stack(found))
+        logits.append(values.flatten())
+    return torch.cat(logits)
 
 
 def test_rehearsal_keeps_what_the_model_judged(tmp_path: Path, base: Path) -> None:
-    config = config_of(tmp_path, base, passes=4)
+    config = config_of(tmp_path, base, passes=12)
     data = load_data(config)
     hyper = config.train
     assert isinstance(hyper, Hyper)
@@ -178,7 +181,7 @@ def test_rehearsal_keeps_what_the_model_judged(tmp_path: Path, base: Path) -> No
         trainer = Trainer(model, renderer, policies, hyper, rehearsal if rehearsed else None)
         trainer.train(lambda number: data.sample(number, 1), lambda _: True)
         changes.append(float((texts_logits(trainer.averaged(), rehearsal) - before).abs().mean()))
-    assert changes[0] < 0.5 * changes[1]
+    assert changes[0] < 0.2 * changes[1]
 
 
 def test_our_texts_are_of_all_files_and_the_same_for_a_seed() -> None:

@@ -46,8 +46,9 @@ def prompts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """Real text: the files of our own training texts."""
-    return [line for file in sorted(FOLDER.glob("*.yaml")) for line in file.read_text("utf-8").splitlines()]
+    """Real text: some files of our own, few enough that 3,000 tokens have room for the words that the tests look at."""
+    names = ("answers", "care", "contrast", "hate", "narrative", "pairs", "web")
+    return [line for name in names for line in (FOLDER / f"{name}.yaml").read_text("utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -60,13 +60,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         numbers = range(1, len(config["runs"]) + 1)
         for number in numbers if options.run is None else [options.run]:
             if not (options.output / _checkpoint(number)).is_file():
-                # All runs start from the same weights: only then does the mean of what they end at make sense.
-                torch.manual_seed(config["runs"][0]["seed"])
-                start = EncoderModel.from_base(options.base) if begin is None else copy.deepcopy(begin.model)
-                train(mix, table, validation, start, options.base, config, number, options.output)
+                model = _first_weights(config, options.base, begin)
+                train(mix, table, validation, model, options.base, config, number, options.output)
         if options.run is not None:
             return
-        average_runs([options.output / _checkpoint(number) for number in numbers], options.output)
+        files = [options.output / _checkpoint(number) for number in numbers]
+        average_runs(files, options.output, None if begin is None else begin.model, config.get("start_share", 0.0))
+    _describe(options, config, mix, validation, begin)
+
+
+def _first_weights(config: Mapping[str, Any], base: Path, begin: Start | None) -> EncoderModel:
+    """Where every run starts: only from the same weights does the mean of what they end at make sense."""
+    torch.manual_seed(config["runs"][0]["seed"])
+    return EncoderModel.from_base(base) if begin is None else copy.deepcopy(begin.model)
+
+
+def _describe(
+    options: argparse.Namespace, config: Mapping[str, Any], mix: Mix, validation: Validation, begin: Start | None
+) -> None:
+    """Exports the checkpoint, measures it, and writes the report and the card."""
+    table = HazardTable.read(CONFIGS / "hazards.yaml")
     model = load_checkpoint(options.output / "checkpoint.pt", EncoderConfig() if begin is None else begin.model.config)
     renderer, sampler = _policies(table, config, Hyper(**config["hyper"]), options.base)
     trained = json.loads((options.output / "training.json").read_text(encoding="utf-8"))
@@ -118,12 +131,17 @@ def train(
     torch.save({**best, "seconds": round(time.monotonic() - started)}, output / _checkpoint(number))
 
 
-def average_runs(files: Sequence[Path], output: Path) -> None:
-    """Writes the mean of the runs' weights as checkpoint.pt, and training.json with their steps, scores and times."""
+def average_runs(files: Sequence[Path], output: Path, start: EncoderModel | None = None, share: float = 0.0) -> None:
+    """Writes the mean of the runs' weights as checkpoint.pt, and training.json with their steps, scores and times.
+
+    Of the model that the runs went on from, `share` is mixed in (Wortsman et al. 2022, weight-space ensembles).
+    """
     runs = [torch.load(file, weights_only=True) for file in files]
     weights = {
         name: torch.stack([run["weights"][name].float() for run in runs]).mean(dim=0) for name in runs[0]["weights"]
     }
+    if start is not None:
+        weights = {name: value.lerp(weights[name], 1 - share) for name, value in start.state_dict().items()}
     torch.save({"weights": weights}, output / "checkpoint.pt")
     steps = [{"best_step": run["step"], "validation": run["found"], "seconds": run["seconds"]} for run in runs]
     trained = {

@@ -26,7 +26,9 @@ def validation(report: Found) -> str:
     runs = _count(len(trained["runs"]), "training run")
     steps = " and ".join(str(run["best_step"]) for run in trained["runs"])
     start = trained.get("start")
-    going_on = f"They went on from `{start}`.\n" if start else ""
+    share = report["config"].get("start_share")
+    mixed = f", whose weights make up {share:.0%} of the mean" if share else ""
+    going_on = f"Training went on from `{start}`{mixed}.\n" if start else ""
     return f"""
 ## Held-out rows
 
