@@ -26,7 +26,7 @@ from guardrail.tokens import TextTokenizer
 from guardrail.training.embedded import average_runs, load_checkpoint, main, train
 from guardrail.training.encoder_batches import EncoderPolicies, Renderer, batches, pad, target_tensors
 from guardrail.training.encoder_finish import finish, read_recipe
-from guardrail.training.encoder_model import EncoderConfig, EncoderModel, Layer, mixed_precision
+from guardrail.training.encoder_model import EncoderConfig, EncoderModel, Layer
 from guardrail.training.encoder_validation import Validation
 from guardrail.training.export import export
 from guardrail.training.held_out import CONFIGS
@@ -37,6 +37,7 @@ from guardrail.training.model_card import write_card
 from guardrail.training.onnx_graph import write_graph
 from guardrail.training.onnx_weights import read_model
 from guardrail.training.policies import PolicyChanges, PolicySampler
+from guardrail.training.precision import mixed_precision
 from guardrail.training.rows import Row
 from guardrail.types import Conversation
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -285,6 +288,22 @@ def test_items_are_made_ahead_and_errors_come_in_their_place() -> None:
     assert next(endless) == 0
     endless.close()  # type: ignore[attr-defined]
     assert made == [0, 1, 2, 3, 4]
+    assert "packs" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_no_thread_makes_items_any_more_when_python_ends() -> None:
+    """One that is cut off inside of a library aborts the process; the iterator is not closed here."""
+    code = (
+        "import atexit, threading\n"
+        "from guardrail.training.llama_feed import ahead\n"
+        "names = lambda: [thread.name for thread in threading.enumerate()]\n"
+        "atexit.register(lambda: print('packs' in names()))\n"  # what is registered first runs last
+        "endless = ahead(iter(int, 1), 2)\n"
+        "next(endless)\n"
+        "print('packs' in names())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["True", "False"]
 
 
 def test_a_teachers_verdict_is_mixed_with_the_labels_and_its_vector_is_learnt() -> None:

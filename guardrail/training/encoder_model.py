@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from torch.nn import functional
 
 from guardrail.errors import ModelError
 
-__all__ = ["BASE_SHA256", "Embedder", "EncoderConfig", "EncoderModel", "mean_pool", "mixed_precision"]
+__all__ = ["BASE_SHA256", "Embedder", "EncoderConfig", "EncoderModel", "mean_pool"]
 
 BASE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """SHA-256 of the model.safetensors that training starts from: all-MiniLM-L6-v2."""
@@ -196,16 +195,6 @@ class EncoderModel(nn.Module):
         if kept is not None:
             scaled = scaled.masked_fill(~kept, -1e4)
         return (scaled.softmax(dim=-1) * logits).sum(dim=-1)
-
-
-def mixed_precision() -> AbstractContextManager[object]:
-    """bfloat16 for the matrix products inside it, where this CPU computes in it; else 32 bits.
-
-    A CPU without such instructions (below AVX-512) does bfloat16 in software, at a fraction of the speed of 32 bits.
-    """
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.autocast("cpu", dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def mean_pool(states: Tensor, attention_mask: Tensor) -> Tensor:

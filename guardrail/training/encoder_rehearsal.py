@@ -24,7 +24,8 @@ from guardrail.resources import folder
 from guardrail.taxonomy import Taxonomy
 from guardrail.training.encoder_batches import DEFAULT, Batch, Policy, Renderer, batches, pad
 from guardrail.training.encoder_hyper import Hyper
-from guardrail.training.encoder_model import EncoderModel, mixed_precision
+from guardrail.training.encoder_model import EncoderModel
+from guardrail.training.precision import mixed_precision
 from guardrail.training.written import expand
 from guardrail.types import Conversation, Message, Role
 

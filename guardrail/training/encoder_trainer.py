@@ -25,8 +25,9 @@ from guardrail.training.encoder_batches import (
     target_tensors,
 )
 from guardrail.training.encoder_hyper import Hyper
-from guardrail.training.encoder_model import EncoderModel, mean_pool, mixed_precision
+from guardrail.training.encoder_model import EncoderModel, mean_pool
 from guardrail.training.encoder_rehearsal import Rehearsal
+from guardrail.training.precision import mixed_precision
 from guardrail.training.rows import Row
 
 __all__ = ["Hyper", "Trainer"]

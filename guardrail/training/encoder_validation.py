@@ -15,7 +15,8 @@ from sklearn.metrics import average_precision_score
 
 from guardrail.training.dedupe import EvaluationIndex
 from guardrail.training.encoder_batches import Policy, Renderer, pad
-from guardrail.training.encoder_model import EncoderModel, mixed_precision
+from guardrail.training.encoder_model import EncoderModel
+from guardrail.training.precision import mixed_precision
 from guardrail.training.rows import Hazards, Row
 from guardrail.types import Conversation
 from guardrail.windows import fit

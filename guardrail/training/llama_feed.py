@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
-from queue import Empty, Full, Queue
+from queue import Full, Queue
 from typing import Any, TypeVar
 
 from torch.utils.data import IterableDataset
@@ -42,10 +43,23 @@ class Feed(IterableDataset[Pack]):
 
 
 def ahead(items: Iterable[T], count: int) -> Iterator[T]:
-    """The same items, of which up to `count` are made in advance; an error comes at the place where it happened."""
+    """The same items, of which up to `count` are made in advance; an error comes at the place where it happened.
+
+    The thread that makes them has ended when the iterator is closed, and before Python does: one that is cut off inside
+    of a library takes the process down with it.
+    """
     queue: Queue[tuple[T | None, BaseException | None]] = Queue(count)
     gone = threading.Event()
-    threading.Thread(target=_produce, args=(items, queue, gone), name="packs", daemon=True).start()
+    thread = threading.Thread(target=_produce, args=(items, queue, gone), name="packs", daemon=True)
+
+    def end() -> None:
+        gone.set()
+        # The garbage collector may close the iterator in any thread, this one too.
+        if threading.current_thread() is not thread:
+            thread.join()
+
+    thread.start()
+    atexit.register(end)
     try:
         while True:
             item, error = queue.get()
@@ -55,10 +69,8 @@ def ahead(items: Iterable[T], count: int) -> Iterator[T]:
                 raise error
             yield item  # type: ignore[misc]  # an item comes without an error
     finally:
-        gone.set()
-        with suppress(Empty):
-            while True:
-                queue.get_nowait()
+        end()
+        atexit.unregister(end)
 
 
 def _produce(items: Iterable[T], queue: Queue[Any], gone: threading.Event) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from guardrail.training.precision import has_bfloat16
+
 __all__ = ["fixed_words", "phase_arguments", "run_phase"]
 
 
@@ -27,7 +29,7 @@ def phase_arguments(folder: Path, *, steps: int, rate: float, batch: int, seed: 
         weight_decay=0.01,
         adam_beta2=0.98,
         optim="adamw_torch_fused",
-        bf16=True,
+        bf16=torch.cuda.is_available() or has_bfloat16(),
         use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
         logging_steps=20,
@@ -51,10 +53,12 @@ def fixed_words(model: LlamaForCausalLM) -> Iterator[None]:
 
 
 def run_phase(trainer: Trainer, name: str) -> float:
-    """Train, with the loss on standard error now and then; returns the mean loss of all steps."""
+    """Train, with the loss on standard error now and then; returns the mean loss of all steps and processes."""
     trainer.remove_callback(PrinterCallback)  # it writes to standard output
     trainer.add_callback(_Progress(name))
-    return float(trainer.train().training_loss)
+    # The trainer adds up this process's own losses since its last log: those of its part of the texts.
+    own = torch.tensor(float(trainer.train().training_loss), device=trainer.args.device)
+    return float(trainer.accelerator.reduce(own, reduction="mean"))
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
