@@ -144,8 +144,6 @@ def test_trains_exports_and_describes(tmp_path: Path, tokenizer_file: Path) -> N
         assert fitted["fitted"]
         assert guard.policy.user.verdict == fitted["threshold"]
         assert guard.calibration.model == guard.backend.name
-    # Its checkpoint has this test's sizes, which the command does not know; what was exported says its own.
-    (run / "checkpoint.pt").unlink()
     goes_on_from(run, tmp_path, tokenizer_file.parent, config)
 
 
@@ -161,10 +159,9 @@ def goes_on_from(start: Path, data: Path, base: Path, config: dict[str, Any]) ->
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert not any(name.startswith(("embedder.", "layers.0.")) for name in moved)
     assert {"layers.1.up.weight", "hidden.weight"} <= moved
-    first, end, mean = (
-        read_model(start / "model" / "model.onnx").state_dict(),
-        *(torch.load(output / name, weights_only=True)["weights"] for name in ("checkpoint-1.pt", "checkpoint.pt")),
-    )
+    files = (start / "checkpoint.pt", output / "checkpoint-1.pt", output / "checkpoint.pt")
+    first, end, mean = (torch.load(file, weights_only=True)["weights"] for file in files)
+    assert torch.equal(mean["layers.0.up.weight"], first["layers.0.up.weight"])  # not what 8 bits make of it
     torch.testing.assert_close(mean["logit.weight"], 0.25 * first["logit.weight"] + 0.75 * end["logit.weight"])
     name = json.loads((start / "model" / "config.json").read_text(encoding="utf-8"))["digest"]
     card = (output / "MODEL_CARD.md").read_text(encoding="utf-8")

@@ -165,7 +165,7 @@ def _start(run: Path) -> Start:
     """What a run ended at: its weights in 32 bits where it still has them, else those of the model that it exported."""
     exported = open_start(str(run / "model"))
     weights = run / "checkpoint.pt"
-    return replace(exported, model=load_checkpoint(weights, EncoderConfig())) if weights.is_file() else exported
+    return replace(exported, model=load_checkpoint(weights, exported.model.config)) if weights.is_file() else exported
 
 
 def _checkpoint(number: int) -> str:
@@ -173,9 +173,10 @@ def _checkpoint(number: int) -> str:
 
 
 def load_checkpoint(file: Path, config: EncoderConfig) -> EncoderModel:
-    """The model of a training run."""
-    model = EncoderModel(config)
-    model.load_state_dict(torch.load(file, weights_only=True)["weights"])
+    """The model of a training run, with these sizes and as many positions as it has: an export keeps fewer."""
+    weights = torch.load(file, weights_only=True)["weights"]
+    model = EncoderModel(replace(config, positions=len(weights["embedder.positions.weight"])))
+    model.load_state_dict(weights)
     return model.eval()
 
 

@@ -185,7 +185,7 @@ def strip(policy: TrainingPolicy, chosen: random.Random, rate: float) -> Trainin
     categories = []
     for number, category in enumerate(policy.taxonomy, first):
         if names_only:
-            category = _worded(category, category.name, name_only=True)
+            category = replace(category, definition="", include=(), exclude=())
         elif category.definition:
             category = replace(category, name=f"{word} {number}")
         categories.append(category)
