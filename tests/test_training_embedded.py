@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from guardrail.backends.encoder import EncoderBackend
-from guardrail.errors import ModelError
+from guardrail.errors import ModelError, UsageError
 from guardrail.guard import Guard
 from guardrail.prompting import PromptBuilder, Template
 from guardrail.taxonomy import Taxonomy
@@ -32,7 +32,7 @@ from guardrail.training.export import export
 from guardrail.training.held_out import CONFIGS
 from guardrail.training.labelled import LabelSpace
 from guardrail.training.labels import HazardTable
-from guardrail.training.mix import read_mix
+from guardrail.training.mix import configured_mix, read_mix
 from guardrail.training.model_card import write_card
 from guardrail.training.onnx_graph import write_graph
 from guardrail.training.onnx_weights import read_model
@@ -104,7 +104,7 @@ def test_trains_exports_and_describes(tmp_path: Path, tokenizer_file: Path) -> N
                   "head_rate": 5e-3, "learning_rate": 1e-3, "average": 0.5},
         "sources": {"wildguard_aegis": {"rows": 100}, "aegis2": {"rows": 100, "repeat": 2, "weight": 0.5}},
         "domains": {"prompts": ["wildguard_aegis"]},
-        "runs": [{"seed": 1}, {"seed": 2, "sources": {"aegis2": {"rows": 10}}}],
+        "runs": [{"seed": 1}, {"seed": 2, "sources": {"aegis2": None}, "hyper": {"frozen_layers": 1}}],
     }  # fmt: skip
     table = HazardTable.read(CONFIGS / "hazards.yaml")
     mix = read_mix(tmp_path, table, config["sources"], config["held_out"])
@@ -117,16 +117,21 @@ def test_trains_exports_and_describes(tmp_path: Path, tokenizer_file: Path) -> N
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, (first[name] + second[name]) / 2)
     assert any(not torch.equal(first[name], second[name]) for name in first)
+    moved = "layers.0.up.weight"
+    fixed = tiny_model().state_dict()[moved]
+    assert torch.equal(second[moved], fixed)  # the second run's own setting
+    assert not torch.equal(first[moved], fixed)
     recipe = read_recipe(config["calibration"])
     report = finish(model, tokenizer_file, mix, validation, run, "tiny", "2026-01-01", recipe)
     assert abs(report["int8"]["macro"] - report["float32"]["macro"]) <= 0.005
     assert report["obedience"]["reordered_largest_change"] < 1e-5
     assert report["obedience"]["recoded_largest_change"] == 0
-    steps = [json.loads(line)["step"] for line in (run / "validation-1.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps))
-
     trained = json.loads((run / "training.json").read_text())
-    assert [entry["best_step"] in steps for entry in trained["runs"]] == [True, True]
+    for number, entry in enumerate(trained["runs"], 1):
+        log = (run / f"validation-{number}.jsonl").read_text().splitlines()
+        steps = [json.loads(line)["step"] for line in log]
+        assert steps == sorted(set(steps))
+        assert entry["best_step"] in steps
     trained["validation"] = {"development": 0.5}
     report |= {"config": config, "trained": trained}
     (run / "report.json").write_text(json.dumps(report))
@@ -183,6 +188,42 @@ def test_a_pass_takes_both_sides_of_a_source_equally(tmp_path: Path) -> None:
     apart = {row.text for row in mix.held_out}
     assert apart
     assert not apart & {row.text for rows in mix.train.values() for row in rows}
+
+
+def test_a_source_can_be_held_out_as_a_whole(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    table = HazardTable.read(CONFIGS / "hazards.yaml")
+    config = {"sources": {"wildguard_aegis": {"rows": 9}}, "held_out": 0.3, "only_held_out": ["aegis2"]}
+    mix = configured_mix(tmp_path, table, config)
+    (entry,) = (entry for entry in mix.manifest if entry["source"] == "aegis2")
+    assert (entry["training"], entry["held_out"]) == (0, entry["kept"])
+    assert entry["kept"] == sum(row.source == "aegis2" for row in mix.held_out) > 0
+    assert {row.source for row in mix.sample(0, 1)} == {"wildguard_aegis"}
+    with pytest.raises(UsageError, match="unknown training sources: nowhere"):
+        configured_mix(tmp_path, table, {**config, "only_held_out": ["nowhere"]})
+
+
+def test_no_text_is_trained_on_in_one_conversation_and_held_out_in_another(tmp_path: Path) -> None:
+    (tmp_path / "train" / "dices").mkdir(parents=True)
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "set.txt").write_text("something else\n", encoding="utf-8")
+    answers = ["You should hit him", "I will not help you with that"]
+    votes = {"safety": {"individual_human_scores": ["Yes", "Yes"]}}
+    items = [
+        {"annotations": votes, "instance": {"user_prompt": f"A: question {at}", "response": answers[at % 2]}}
+        for at in range(40)
+    ]
+    items.append({"annotations": votes, "instance": {"user_prompt": "A: and now", "response": "All alone here"}})
+    for name, found in (("dices_990", items), ("dices_350_expert", [])):
+        text = json.dumps({"instances": found})
+        (tmp_path / "train" / "dices" / f"{name}.json").write_text(text, encoding="utf-8")
+    table = HazardTable.read(CONFIGS / "hazards.yaml")
+    mix = read_mix(tmp_path, table, {"dices": {"rows": 9}}, 0.5)
+    (entry,) = mix.manifest
+    assert entry["also_trained"] >= 10
+    assert entry["kept"] == 41 == entry["training"] + entry["held_out"] + entry["also_trained"]
+    assert not {row.text for row in mix.held_out} & set(answers)
+    assert len(mix.held_out) == entry["held_out"]
 
 
 def test_products_in_eight_bits_are_exact_on_every_processor(tmp_path: Path) -> None:

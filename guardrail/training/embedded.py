@@ -27,7 +27,7 @@ from guardrail.training.encoder_trainer import Trainer
 from guardrail.training.encoder_validation import Validation
 from guardrail.training.held_out import CONFIGS
 from guardrail.training.labels import HazardTable
-from guardrail.training.mix import Mix, read_mix
+from guardrail.training.mix import Mix, configured_mix
 from guardrail.training.model_card import write_card
 from guardrail.training.policies import PolicyChanges, PolicySampler
 from guardrail.training.withheld import remaining_labels, withheld_hazards, withhold
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--run {options.run}: the configuration has the runs 1 to {len(config['runs'])}")
     table = HazardTable.read(CONFIGS / "hazards.yaml")
     without = withheld_hazards(config.get("without", ()))
-    mix = withhold(read_mix(options.data, table, config["sources"], config["held_out"]), without)
+    mix = withhold(configured_mix(options.data, table, config), without)
     _write(options.output / "manifest.json", mix.manifest)
     validation = Validation.make(mix.held_out, config["domains"], options.data)
     begin = None if options.start is None else _start(options.start)
@@ -102,11 +102,14 @@ def train(
 ) -> None:  # fmt: skip
     """Makes run N of the configuration; writes validation-N.jsonl and, at the end, checkpoint-N.pt: the best step.
 
+    Whatever a run says besides its seed takes the place of what the configuration says for all.
+
     With `without` in the configuration the mix is expected to be without these hazards too (`withheld.withhold`).
     """
-    run = config["runs"][number - 1]
-    seed = run["seed"]
-    mix = mix.with_amounts(merged(config["sources"], run.get("sources", {})))
+    own = dict(config["runs"][number - 1])
+    seed = own.pop("seed")
+    config = merged(config, own)
+    mix = mix.with_amounts(config["sources"])
     torch.manual_seed(seed)
     hyper = Hyper(**config["hyper"], seed=seed)
     renderer, sampler = _policies(table, config, hyper, base)

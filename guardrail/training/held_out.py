@@ -16,7 +16,7 @@ from guardrail.training.embedded_config import read_config
 from guardrail.training.encoder_batches import DEFAULT
 from guardrail.training.encoder_validation import Validation
 from guardrail.training.labels import HazardTable
-from guardrail.training.mix import read_mix
+from guardrail.training.mix import configured_mix
 from guardrail.training.rows import Row, targets
 from guardrail.training.withheld import withheld_hazards, withhold
 from guardrail.types import Role
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help=f"folder for {FILE}")
     options = parser.parse_args(arguments)
     config = read_config(options.config)
-    mix = read_mix(options.data, HazardTable.read(CONFIGS / "hazards.yaml"), config["sources"], config["held_out"])
+    mix = configured_mix(options.data, HazardTable.read(CONFIGS / "hazards.yaml"), config)
     mix = withhold(mix, withheld_hazards(config.get("without", ())))
     options.output.mkdir(parents=True, exist_ok=True)
     write_rows(Validation.make(mix.held_out, config["domains"], options.data).rows, options.output / FILE)

@@ -103,7 +103,7 @@ def _data(report: Mapping[str, Any], manifest: Sequence[Mapping[str, Any]]) -> s
     rows = [
         (entry["source"], entry["licence"], entry["read"], entry["eval"] + entry["near_eval"], entry["repeated"],
          *((entry.get("withheld", 0),) if withheld else ()), entry["held_out"], entry["training"],
-         sources[entry["source"]]["rows"])
+         sources.get(entry["source"], {"rows": 0})["rows"])
         for entry in manifest
     ]  # fmt: skip
     head = ("source", "licence", "rows", "in evaluation", "repeated", *(("withheld",) if withheld else ()), "held out",
@@ -114,8 +114,8 @@ def _data(report: Mapping[str, Any], manifest: Sequence[Mapping[str, Any]]) -> s
 
 {total:,} rows of public data sets whose licences allow it, and of our own making.{_own(manifest)} "In
 evaluation" counts the rows left out because an evaluation file has the same text, at least half of its runs of five
-words, or, for texts of three to twelve words, all words but one. The SHA-256 of every file is in
-`configs/train-embedded.manifest.json`.
+words, or, for texts of three to twelve words, all words but one. "Held out" are rows whose judged text is not trained
+on in any conversation. The SHA-256 of every file is in `configs/train-embedded.manifest.json`.
 
 {table(head, rows)}"""
 

@@ -20,7 +20,7 @@ from guardrail.taxonomy import Category, Example, Taxonomy
 from guardrail.training.encoder_batches import DEFAULT
 from guardrail.training.held_out import CONFIGS
 from guardrail.training.labels import HazardTable
-from guardrail.training.mix import read_mix
+from guardrail.training.mix import configured_mix
 from guardrail.training.model_card import NEW_CATEGORIES, write_card
 from guardrail.training.obedience import MakeGuard
 from guardrail.training.rows import Hazards, Row
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     without = withheld_hazards(config.get("without", ()))
     new = Taxonomy.load(options.categories)
     _check_withheld(new, without)
-    mix = read_mix(options.data, HazardTable.read(CONFIGS / "hazards.yaml"), config["sources"], config["held_out"])
+    mix = configured_mix(options.data, HazardTable.read(CONFIGS / "hazards.yaml"), config)
     rows, base = never_trained(mix, without), base_taxonomy(DEFAULT, without)
     backend = EncoderBackend(options.run / "model")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from guardrail.training.labels import HazardTable
 from guardrail.training.rows import Row
 from guardrail.training.sources_prompts import LoaderContext
 
-__all__ = ["SOURCES", "Source", "SourceReport", "held_out", "read_source"]
+__all__ = ["SOURCES", "Source", "SourceReport", "read_source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +114,3 @@ def read_source(
             rows.append(row)
     report.kept = len(rows)
     return rows, report
-
-
-def held_out(row: Row, share: float) -> bool:
-    """Whether the row belongs to the held-out part: decided by its text alone, so the same in every run."""
-    return zlib.crc32(repr(sketch(row)[1:]).encode()) % 1000 < share * 1000
