@@ -198,6 +198,18 @@ def test_the_public_sources_become_labelled_rows(tmp_path: Path) -> None:
     assert data.checks.left == data.checks.read
 
 
+def test_what_was_written_to_validate_with_is_not_prepared_for_training(tmp_path: Path) -> None:
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "eval").mkdir()
+    write(tmp_path / "data" / "eval" / "set.jsonl", [{"prompt": "some evaluation text"}])
+    out = tmp_path / "out"
+    prepare.main(["--data", str(tmp_path / "data"), "--sources", "ours_judged", "ours_people", "-o", str(out)])
+    files = {"train.jsonl": {"ours_people"}, "held-out.jsonl": {"ours_judged", "ours_people"}}
+    for name, expected in files.items():
+        lines = (out / name).read_text(encoding="utf-8").splitlines()
+        assert {json.loads(line)["source"] for line in lines} == expected
+
+
 def test_a_source_that_is_held_out_altogether_has_no_rows_in_a_pass(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", some(100))
     one = next(

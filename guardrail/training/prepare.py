@@ -17,7 +17,7 @@ from guardrail.training.labelled import LabelSpace, write_rows
 from guardrail.training.labels import HazardTable
 from guardrail.training.mix import read_mix
 from guardrail.training.sources import SOURCES
-from guardrail.training.written import JUDGED
+from guardrail.training.written import NEVER_TRAINED
 
 __all__ = ["MANIFEST", "TRAIN", "main", "prepare"]
 
@@ -39,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def prepare(data: Path, output: Path, sources: Sequence[str] = tuple(SOURCES), share: float = _SHARE) -> None:
     """Write the rows of these sources; `share` of each, chosen by the texts, goes to the held-out file.
 
-    Of `ours_judged`, which was written for that, all do.
+    Of the sources that were written for that, all do (`written.NEVER_TRAINED`).
 
     Raises UsageError for an unknown source, one that the data folder does not have, and without evaluation data.
     """
     table = HazardTable.read(CONFIGS / "hazards.yaml")
-    apart = {JUDGED}.intersection(sources)
+    apart = NEVER_TRAINED.intersection(sources)
     mix = read_mix(data, table, {name: {"rows": 1} for name in sources if name not in apart}, share, apart)
     space = LabelSpace(Taxonomy.load("canonical"))
     output.mkdir(parents=True, exist_ok=True)

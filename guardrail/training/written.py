@@ -16,13 +16,13 @@ import yaml
 from guardrail.training.rows import Row
 from guardrail.training.sources_prompts import LoaderContext
 
-__all__ = ["FOLDER", "JUDGED", "PREFIX", "expand", "rows"]
+__all__ = ["FOLDER", "NEVER_TRAINED", "PREFIX", "expand", "rows"]
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "written"
 PREFIX = "ours_"
 """Before a file's name, the name of its source."""
-JUDGED = f"{PREFIX}judged"
-"""Answers that were written apart from the others, to calibrate and to validate with: never trained on."""
+NEVER_TRAINED = frozenset({f"{PREFIX}asked", f"{PREFIX}judged"})
+"""Messages and answers that were written apart from the others, to calibrate and to validate with."""
 _PER_TEMPLATE = 12
 # Answers have more fillings than their slots: each is also drawn with several of the group's prompts.
 _PROMPTS_PER_ANSWER = 3
