@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from guardrail.loading import load
@@ -108,6 +109,36 @@ def test_a_run_in_shards_resumes(place: Place) -> None:
         assert place.metrics("shards") == expected
         weights = load_file(out / "model" / "model.safetensors")
         assert all(torch.equal(value, whole[name]) for name, value in weights.items())
+
+
+def test_adapters_in_shards_come_to_the_same_as_one_process_makes(place: Place) -> None:
+    data = {
+        name: yaml.safe_load((place.folder / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("one", "two")
+    }
+    for name, each in data.items():
+        each["train"] |= {"method": "lora", "weights": "float32", "lora": {"rank": 4, "dropout": 0.0}}
+        each["train"] |= {"steps": 8, "evaluate_every": 4, "learning_rate": 1e-2}
+        (place.folder / f"lora-{name}.yaml").write_text(dump(each), encoding="utf-8")
+    (place.folder / "lora").mkdir()
+    lora = Place(place.folder / "lora", place.folder / "lora-one.yaml", place.folder / "lora-two.yaml")
+    for way in ("one", "shards"):
+        lora.run(way)
+    for entry, other in zip(lora.metrics("shards"), lora.metrics("one"), strict=True):
+        assert entry == pytest.approx(other, rel=1e-3)
+    base = load_file(place.folder / "base" / "model.safetensors")
+    weights, others = (load_file(lora.folder / way / "model" / "model.safetensors") for way in ("shards", "one"))
+    changed = [name for name, value in others.items() if name in base and not torch.equal(value, base[name])]
+    assert changed
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], atol=2e-3, rtol=0, msg=name)
+    out, expected = lora.folder / "shards", lora.metrics("shards")
+    assert (out / "checkpoints" / "checkpoint-4" / "pytorch_model_fsdp.bin").is_file()
+    for part in ("checkpoints/checkpoint-8", "checkpoints/adapter", "model", "report"):
+        shutil.rmtree(out / part)
+    lora.run("shards", "--resume")
+    assert lora.metrics("shards") == expected
+    resumed = load_file(out / "model" / "model.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in resumed.items())
 
 
 def test_a_new_model_is_made_by_two_processes_as_by_one(tmp_path: Path) -> None:
