@@ -154,11 +154,11 @@ def _limits(report: Mapping[str, Any], manifest: Sequence[Mapping[str, Any]], *,
 
 
 _FALSE_ALARMS = (
-    "XSTest is no independent test of it. Our own rows (`ours_pairs`, `ours_contrast`) were written for the known kinds"
-    " of false alarms, which XSTest asks for too: homonyms, figurative speech, harmless targets and contexts,"
-    " definitions, history, privacy of public and made-up people, groups where nothing can be discriminated. Its"
-    " wording was not used: rows equal to one of its prompts, or one word away from one of three to twelve words, were"
-    " left out."
+    "XSTest is no independent test of it. Rows of our own (`ours_pairs`, `ours_contrast`, `ours_words`,"
+    " `ours_facts`) were written for the known kinds of false alarms, which XSTest asks for too: homonyms,"
+    " figurative speech, harmless targets and contexts, definitions, history, privacy of public and made-up"
+    " people, groups where nothing can be discriminated. Its wording was not used: rows equal to one of its"
+    " prompts, or one word away from one of three to twelve words, were left out."
 )
 _HATE = (
     "Nor is HateCheck quite: `ours_hate` was written for kinds of hate and of what only looks like it (negation,"
