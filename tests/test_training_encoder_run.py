@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from guardrail import taxonomy_yaml
 from guardrail.backends.encoder import EncoderBackend
@@ -33,6 +34,7 @@ from guardrail.training.onnx_weights import read_model
 from guardrail.training.outcome import Trained
 from guardrail.training.policies import PolicySampler
 from guardrail.training.rows import Row
+from guardrail.training.written import NEVER_TRAINED, PREFIX, expand
 from guardrail.types import Conversation, Role
 from tests.tiny_encoder import tiny_folder, write_tokenizer
 
@@ -190,6 +192,14 @@ def test_our_texts_are_of_all_files_and_the_same_for_a_seed() -> None:
     assert texts == written_texts(140, 3) != written_texts(140, 4)
     assert {text.role for text in texts} == {Role.USER, Role.ASSISTANT}
     assert len(list(folder("written").glob("*.yaml"))) >= 7
+    aside = {
+        text
+        for name in NEVER_TRAINED
+        for group in yaml.safe_load((folder("written") / f"{name.removeprefix(PREFIX)}.yaml").read_text("utf-8"))
+        for text in expand(group)
+    }
+    assert len(aside) > 700
+    assert not aside & {text.judged.text for text in written_texts(100_000, 3)}
 
 
 def test_starts(tmp_path: Path, base: Path) -> None:

@@ -26,7 +26,7 @@ from guardrail.training.encoder_batches import DEFAULT, Batch, Policy, Renderer,
 from guardrail.training.encoder_hyper import Hyper
 from guardrail.training.encoder_model import EncoderModel
 from guardrail.training.precision import mixed_precision
-from guardrail.training.written import expand
+from guardrail.training.written import NEVER_TRAINED, PREFIX, expand
 from guardrail.types import Conversation, Message, Role
 
 __all__ = ["Rehearsal", "written_texts"]
@@ -102,9 +102,9 @@ def _policy(name: str, renderer: Renderer, longest: int) -> Policy:
 
 
 def written_texts(number: int, seed: int) -> list[Conversation]:
-    """At most `number` of our own texts, an equal number of each file, and the same for the same seed."""
+    """At most `number` of our own training texts, an equal number of each file, and the same for the same seed."""
     chosen = random.Random(f"{seed} written")
-    files = sorted(folder("written").glob("*.yaml"))
+    files = [file for file in sorted(folder("written").glob("*.yaml")) if f"{PREFIX}{file.stem}" not in NEVER_TRAINED]
     found: list[Conversation] = []
     for at, file in enumerate(files):
         texts = list(_conversations(file, chosen))
