@@ -12,6 +12,10 @@ from guardrail.guard import Guard
 from guardrail.prompting import Template
 from guardrail.resources import digest, folder
 from guardrail.taxonomy import Taxonomy
+from guardrail.training import written
+from guardrail.training.amounts import Amount
+from guardrail.training.embedded_config import merged, read_config
+from guardrail.training.sources import SOURCES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,10 +31,29 @@ def test_files_belong_together_and_fit_the_wheel() -> None:
     assert config["digest"] == digest((model / "model.onnx").read_bytes())
     assert config["taxonomy_digest"] == Taxonomy.load("default").digest
     assert config["template_digest"] == Template.load("encoder").digest
-    # It is made in two halves: its base is the model of the first one.
+    # It is made in parts: its base is the model of the one before.
     assert config["base"] == f"{config['id']}@{config['base_sha256'][:12]}"
     assert sum(file.stat().st_size for file in model.iterdir()) < 30_000_000
     assert config["digest"] in (ROOT / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["train-embedded", "train-embedded-more", "train-embedded-last"])
+def test_its_recipe_names_sources_that_there_are(name: str) -> None:
+    config = read_config(ROOT / "configs" / f"{name}.yaml")
+    apart = set(config.get("only_held_out", ()))
+    for run in config["runs"]:
+        amounts = merged(config, run)["sources"]
+        assert set(amounts) <= set(SOURCES)
+        assert not set(amounts) & (apart | written.NEVER_TRAINED)
+        assert all(Amount(**amount).rows for amount in amounts.values())
+    assert apart | set(config["sources"]) >= {source for group in config["domains"].values() for source in group}
+
+
+def test_all_texts_of_ours_are_trained_on_or_held_out() -> None:
+    config = read_config(ROOT / "configs" / "train-embedded-last.yaml")
+    ours = {f"{written.PREFIX}{file.stem}" for file in written.FOLDER.glob("*.yaml")}
+    assert ours <= {*config["sources"], *config["only_held_out"]}
+    assert set(config["only_held_out"]) == written.NEVER_TRAINED
 
 
 def test_harmful_request_names_its_category(guard: Guard) -> None:
