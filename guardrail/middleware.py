@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from guardrail.guard import Guard
-from guardrail.serving.asgi import Receive, Scope, Send, header
+from guardrail.serving.asgi import Receive, Scope, Send, has_body, header
 from guardrail.serving.exchange import Exchange, Observer, Record
 from guardrail.serving.judge import Judge, Limits
 from guardrail.serving.responder import Responder
@@ -69,7 +69,7 @@ class GuardMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         route = matching(scope["path"], self.routes) if scope["type"] == "http" else None
-        if route is None or scope["method"] in _UNGUARDED:
+        if route is None or (scope["method"] in _UNGUARDED and not has_body(scope["headers"])):
             await self.app(scope, receive, send)
             return
         guard = route.guard or self.guard

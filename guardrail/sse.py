@@ -13,6 +13,8 @@ from typing import Any
 __all__ = ["Event", "EventParser", "StreamError", "event_bytes"]
 
 _BOM = b"\xef\xbb\xbf"
+_IGNORED = frozenset({"", "id", "retry"})
+"""Fields that say nothing about the event; a comment is a line whose field has no name."""
 MOST_BYTES = 1 << 20
 """Of one event; a stream that never ends its event must not fill the memory."""
 
@@ -31,6 +33,8 @@ class Event:
     """Its `data` lines, joined with newlines; None where there is none, as in a comment."""
     name: str = ""
     """Its `event` field."""
+    stray: str | None = None
+    """The first line that is no field of the standard and no comment: clients skip it, unless they read no events."""
 
     def json(self) -> Any:
         """The data as JSON; StreamError when it is none."""
@@ -54,6 +58,7 @@ class EventParser:
         self._first = True
         self._data: list[str] = []
         self._name = ""
+        self._stray: str | None = None
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that end within this chunk."""
@@ -68,8 +73,10 @@ class EventParser:
         return events
 
     def rest(self) -> bytes:
-        """What came behind the last whole event; by the standard it is no event, since no empty line ended it."""
-        return bytes(self._raw)
+        """Take what came behind the last whole event; by the standard it is no event, since no empty line ended it."""
+        rest = bytes(self._raw)
+        self._raw.clear()
+        return rest
 
     def _line_end(self) -> int | None:
         """Where the next line's text ends; None when its end has not come."""
@@ -98,10 +105,11 @@ class EventParser:
         if line:
             self._field(line)
             return None
-        event = Event(bytes(self._raw[:after]), "\n".join(self._data) if self._data else None, self._name)
+        data = "\n".join(self._data) if self._data else None
+        event = Event(bytes(self._raw[:after]), data, self._name, self._stray)
         del self._raw[:after]
         self._line = self._scanned = 0
-        self._data, self._name = [], ""
+        self._data, self._name, self._stray = [], "", None
         return event
 
     def _field(self, line: bytes) -> None:
@@ -115,6 +123,8 @@ class EventParser:
             self._data.append(value)
         elif name == "event":
             self._name = value
+        elif name not in _IGNORED and self._stray is None:
+            self._stray = text
 
 
 def event_bytes(data: Mapping[str, Any] | str, name: str = "") -> bytes:

@@ -95,6 +95,7 @@ class Model(BaseHTTPRequestHandler):
         """Quiet."""
 
     def do_GET(self) -> None:
+        self.server.asked.append((self.path, dict(self.headers), None))  # type: ignore[attr-defined]
         self._json({"object": "list", "data": [{"id": "scripted", "object": "model"}]})
 
     def do_POST(self) -> None:

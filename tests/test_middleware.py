@@ -214,6 +214,10 @@ def test_encodings_of_answers() -> None:
         (b"data: {\n\n", "text/event-stream", "unparsable"),
         (b"data: \xff\n\n", "text/event-stream", "unparsable"),
         (b"data: " + b"x" * 3000, "text/event-stream", "unparsable"),
+        (b"data: {", "text/event-stream", "unparsable"),
+        (b"Take\n\na BOMB\n\n", "text/event-stream", "unparsable"),
+        (b"Take a BOMB", "text/event-stream", "unparsable"),
+        (completion("a BOMB"), "text/event-stream", "unparsable"),
     ],
 )
 def test_answers_that_cannot_be_judged(body: bytes, kind: str, reason: str) -> None:
@@ -222,6 +226,13 @@ def test_answers_that_cannot_be_judged(body: bytes, kind: str, reason: str) -> N
     answered = get(chat_body(), upstream=Upstream(body, kind), most_bytes=2000, on_failure="annotate")
     assert answered.body == body
     assert answered.headers["x-guardrail-output"] == reason
+
+
+def test_what_is_no_event_ends_a_stream_that_has_begun() -> None:
+    answered = get(chat_body(stream=True), upstream=Upstream([b": ping\n\n", b"a BOMB\n\n"], "text/event-stream"))
+    assert answered.body.startswith(b": ping\n\n")
+    assert b"BOMB" not in answered.body
+    assert answered.events()[0]["guardrail"]["reason"] == "unparsable"
 
 
 @pytest.mark.parametrize("status", [400, 404, 500, 204])
@@ -274,6 +285,35 @@ def test_stored_answers_are_judged() -> None:
     path = "/v1/responses/resp_1"
     answered = get(b"", upstream=Upstream(answer("/v1/responses", "a BOMB")), path=path, method="GET")
     assert answered.json()["error"]["code"] == "content_filter"
+
+
+def test_a_body_is_judged_whatever_the_method() -> None:
+    for method in ("GET", "DELETE", "OPTIONS", "HEAD"):
+        upstream = Upstream(completion("fine"))
+        size = [(b"content-length", b"100")]
+        answered = get(chat_body("a BOMB"), upstream=upstream, method=method, headers=size)
+        assert (answered.status, upstream.asked) == (400, [])
+
+
+def test_a_request_without_a_body_and_an_answer_without_one_say_nothing() -> None:
+    for path in ("/v1/responses/resp_1/cancel", "/v1/chat/completions"):
+        answered = get(b"", upstream=Upstream(answer(path.removesuffix("/resp_1/cancel"), "fine")), path=path)
+        assert answered.status == 200
+    assert get(chat_body(), upstream=Upstream(b"", status=307, location="/elsewhere")).status == 307
+    deleted = b'{"id": "resp_1", "object": "response", "deleted": true}'
+    answered = get(b"", upstream=Upstream(deleted), path="/v1/responses/resp_1", method="DELETE")
+    assert (answered.status, answered.body) == (200, deleted)
+
+
+def test_the_worst_of_several_texts_is_what_the_headers_tell() -> None:
+    words = " ".join(["fine"] * 100)
+    for text in (f"a BOMB {words}", f"{words} a BOMB", f"{words} a BOMB {words}"):
+        answered = get(chat_body(), upstream=Upstream(completion(text)), action="annotate")
+        assert answered.headers["x-guardrail-output"] == "unsafe"
+    prompts = {"model": "m", "prompt": ["a BOMB", "hello"]}
+    path = "/v1/completions"
+    answered = get(prompts, upstream=Upstream(answer(path, "fine")), path=path, action="annotate")
+    assert answered.headers["x-guardrail-input"] == "unsafe"
 
 
 def test_routes_have_their_own_policies() -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -140,6 +141,34 @@ def test_a_guarded_chat(client: openai.OpenAI, model: tuple[str, list[Any]]) -> 
     assert caught.value.code == "content_filter"
     assert len(model[1]) == before, "a blocked request reached the model server"
     assert [model.id for model in client.models.list()] == ["scripted"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/responses/..",
+        "/v1/responses/%2e%2e",
+        "/v1/responses/a/../../models",
+        "/v1/responses/a%2F..%2F..%2Fmodels",
+        "/v1/responses/resp_1/input_items",
+        "/v1/chat/completions/../../models",
+    ],
+)
+def test_no_path_leads_round_the_guard(server: Served, model: tuple[str, list[Any]], path: str) -> None:
+    before = len(model[1])
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as raw:
+        raw.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        answered = b"".join(iter(lambda: raw.recv(65536), b""))
+    assert answered.split()[1] == b"404"
+    assert len(model[1]) == before
+
+
+def test_the_model_server_is_asked_for_no_compression_that_the_client_did_not_ask_for(
+    server: Served, model: tuple[str, list[Any]]
+) -> None:
+    assert server.get("/v1/chat/completions", {"messages": [{"role": "user", "content": "say hello"}]})[0] == 200
+    _, headers, _ = model[1][-1]
+    assert {name.lower(): value for name, value in headers.items()}["accept-encoding"] == "identity"
 
 
 def streamed(client: openai.OpenAI, text: str) -> tuple[str, str | None]:

@@ -55,6 +55,12 @@ def test_fields(end: str) -> None:
     assert rest == b""
 
 
+@pytest.mark.parametrize("line", ["poison", '{"choices": []}', "Data: x", " data: x", "note: x"])
+def test_lines_that_clients_skip_are_told(line: str) -> None:
+    events, _ = parsed([f"id: 1\n{line}\nother\ndata: x\n\n: comment\nretry: 3\n\n".encode()])
+    assert [(event.data, event.stray) for event in events] == [("x", line), (None, None)]
+
+
 def test_a_comment_alone_is_an_event_without_data() -> None:
     events, _ = parsed([b": ping\n\n"])
     assert [(event.data, event.raw) for event in events] == [(None, b": ping\n\n")]

@@ -16,7 +16,11 @@ from guardrail.types import Message, Role
 __all__ = ["ChatCompletions", "Completions", "openai_error"]
 
 _DONE = "[DONE]"
+_NOISE = "obfuscation"
+"""Random letters in each event, so that its length tells nothing."""
 _FILTERED = "content_filter"
+_MOST_CHOICES = 128
+"""Of one prompt, as OpenAI has it."""
 
 
 class ChatCompletions:
@@ -128,7 +132,7 @@ class _Reader:
         self._head |= {key: body[key] for key in self._head if key in body}
         texts = [Text(choice, path, text) for choice, path, text in _choice_strings(body)]
         for path, text in _other_strings(body):
-            if (path, text) not in self._seen:
+            if path != _NOISE and (path, text) not in self._seen:
                 self._seen.add((path, text))
                 texts.append(Text(0, f"{path} {len(self._seen)}", text))
         return Piece(tuple(texts))
@@ -173,16 +177,17 @@ def openai_error(status: int, notice: Notice) -> dict[str, Any]:
 
 def _request(body: Mapping[str, Any], contexts: tuple[tuple[Message, ...], ...]) -> ChatRequest:
     count = body.get("n")
-    if count is not None and (not isinstance(count, int) or count < 1):
-        raise SchemaError(f"n is {count!r}")
+    if count is not None and (not isinstance(count, int) or not 1 <= count <= _MOST_CHOICES):
+        raise SchemaError(f"n is {count!r}; it is from 1 to {_MOST_CHOICES}")
     return ChatRequest(contexts, body.get("stream") is True, str(body.get("model") or ""), count or 1)
 
 
 def _texts_by_choice(body: Any) -> dict[int, list[str]]:
-    if not isinstance(mapping(body, "the body").get("choices"), list):
+    deleted = mapping(body, "the body").get("deleted") is True
+    if not deleted and not isinstance(body.get("choices"), list):
         raise SchemaError("choices is no list")
     found: dict[int, list[str]] = {}
-    for at, choice in enumerate(body["choices"]):
+    for at, choice in enumerate(body.get("choices") or []):
         found[_index(choice, at)] = []
     for index, _, text in _choice_strings(body):
         found[index].append(text)

@@ -17,8 +17,14 @@ from guardrail.types import Role
 __all__ = ["Responses"]
 
 _FINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled", "error"})
-# A response repeats what it was asked: instructions, tools, metadata.
 _OUTPUT = ("output", "output_text", "error")
+# A response repeats what it was asked.
+_ECHOED = frozenset(
+    {
+        "instructions", "input", "tools", "tool_choice", "metadata", "prompt", "text", "reasoning", "user", "truncation",
+        "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "previous_response_id", "conversation",
+    }
+)  # fmt: skip
 _PLACES = ("output_index", "content_index", "summary_index")
 _LEFT_OUT = frozenset({"system", "developer"})
 
@@ -29,17 +35,19 @@ class Responses:
     name = "openai-responses"
 
     def request(self, body: Any) -> ChatRequest:
-        """Turns from `input`; `instructions` are the application's and left out."""
-        given = mapping(body, "the body").get("input", "")
+        """Turns from `input`, and last what a stored prompt is filled with; `instructions` are the application's."""
+        given = mapping(body, "the body").get("input") or ""
         items = [{"role": "user", "content": given}] if isinstance(given, str) else given
         if not isinstance(items, list):
             raise SchemaError("input is neither a string nor a list")
         turns = [turn for at, item in enumerate(items) if (turn := _turn(item, f"input[{at}]")) is not None]
+        turns += [(Role.USER, text) for text in _variables(body.get("prompt"))]
         return ChatRequest((merged(turns),), body.get("stream") is True, str(body.get("model") or ""))
 
     def answers(self, body: Any) -> list[Answer]:
         """All output items together are the one answer."""
-        if not isinstance(mapping(body, "the body").get("output"), list):
+        deleted = mapping(body, "the body").get("deleted") is True
+        if not deleted and not isinstance(body.get("output"), list):
             raise SchemaError("output is no list")
         return [Answer(0, "\n".join(text for _, text in strings(_output(body))))]
 
@@ -67,7 +75,7 @@ def _turn(item: Any, place: str) -> tuple[Role, str] | None:
     if kind != "message":
         # Calls and reasoning were the model's, results come from outside.
         role = Role.USER if str(kind).endswith("_output") else Role.ASSISTANT
-        if isinstance(item.get("output"), list):
+        if isinstance(item.get("output"), list | Mapping):
             return role, content_text(item["output"], f"{place}.output")
         return role, "\n".join(text for _, text in strings(item))
     role_name = item.get("role")
@@ -78,10 +86,20 @@ def _turn(item: Any, place: str) -> tuple[Role, str] | None:
     return Role(role_name), content_text(item.get("content"), f"{place}.content")
 
 
+def _variables(prompt: Any) -> list[str]:
+    if prompt is None:
+        return []
+    filled = mapping(prompt, "prompt").get("variables") or {}
+    return [
+        content_text(value, f"prompt.variables.{key}") for key, value in mapping(filled, "prompt.variables").items()
+    ]
+
+
 def _output(body: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: body[key] for key in _OUTPUT if body.get(key) is not None}
-    if "output" in found:  # what `output_text` has as well
-        found.pop("output_text", None)
+    found = {key: value for key, value in body.items() if key not in _ECHOED}
+    said = [text for _, text in strings(found.get("output"))]
+    if found.get("output_text") in ("".join(said), "\n".join(said)):
+        del found["output_text"]
     return found
 
 

@@ -44,6 +44,8 @@ __all__ = ["create_app", "from_settings"]
 _PAGE = Path(__file__).with_name("page") / "index.html"
 _OPEN = frozenset({"/", "/health", "/ready", "/openapi.json"})
 _CHAT = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+# Those that the routes guard, and no others: `{id}` holds no slash, and must not go up in the path.
+_STORED = ("/v1/chat/completions/{id}", "/v1/responses/{id}", "/v1/responses/{id}/cancel")
 _log = logging.getLogger("guardrail.server")
 
 
@@ -101,7 +103,7 @@ class _Server:
             found.append(Endpoint(UNGUARDED_DEMO, demo_answer, methods=["POST"]))
         if self.settings.upstream is not None:
             found += [Endpoint(path, self.hand_on, methods=["POST"]) for path in _CHAT]
-            found += [Endpoint(f"{path}/{{rest:path}}", self.hand_on) for path in (_CHAT[0], _CHAT[2])]
+            found += [Endpoint(path, self.hand_on, methods=["GET", "POST", "DELETE"]) for path in _STORED]
             found.append(Endpoint("/v1/models", self.hand_on, methods=["GET"]))
         return found
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -14,6 +15,7 @@ from guardrail.schemas.openai import openai_error
 
 __all__ = ["Upstream"]
 
+_UP = frozenset({".", ".."})
 # Of one connection, not of the message: RFC 9110, section 7.6.1. The length is told anew.
 _HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding"}
@@ -32,8 +34,12 @@ class Upstream:
         self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(timeout, connect=10.0), limits=limits)
 
     async def hand_on(self, request: Request) -> Response:
-        """Starlette's endpoint."""
+        """Starlette's endpoint. HTTPException 404 for a path that the client would walk up: it was judged as another."""
+        if _UP.intersection(request.url.path.split("/")):
+            raise HTTPException(404)
         headers = [(name, value) for name, value in request.headers.raw if name.decode("latin-1") not in self._hidden]
+        if not any(name == b"accept-encoding" for name, _ in headers):
+            headers.append((b"accept-encoding", b"identity"))
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         asked = self._client.build_request(
             request.method, self._url + path, headers=headers, content=await request.body()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-__all__ = ["OF_THE_BODY", "Headers", "Message", "Receive", "Scope", "Send", "header", "plain_scope"]
+__all__ = ["OF_THE_BODY", "Headers", "Message", "Receive", "Scope", "Send", "has_body", "header", "plain_scope"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -22,6 +22,12 @@ OF_THE_BODY = frozenset(
 def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
     """The header's value, several joined by a comma; empty when it is not there."""
     return ", ".join(value.decode("latin-1") for key, value in headers if key.lower() == name)
+
+
+def has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request with these headers announces a body."""
+    headers = list(headers)
+    return header(headers, b"content-length") not in ("", "0") or header(headers, b"transfer-encoding") != ""
 
 
 def plain_scope(scope: Scope) -> Scope:

@@ -154,8 +154,7 @@ class Exchange:
         reason, message, details = _meaning(outcome, self.route.message)
         decision = outcome if isinstance(outcome, Decision) else None
         self._record(Record(self.path, side, reason, action, decision, choice, self.request_id, conversation))
-        if side == "input" or side not in self.tags or reason != "safe":
-            self._tag(side, reason, decision)
+        self._tag(side, reason, decision)
         if action is None or action in ("annotate", "shadow"):
             return None
         notice = Notice(reason, message, {"side": side, **details})
@@ -163,9 +162,13 @@ class Exchange:
         return Blocked(action, notice, _status(reason, side, self.route), retry, frozenset([choice]))
 
     def _tag(self, side: Side, reason: str, decision: Decision | None) -> None:
-        self.tags[f"x-guardrail-{side}"] = reason
+        """Of several texts the worst counts: an unsafe one, then one that was not judged."""
+        name = f"x-guardrail-{side}"
+        if _weight(reason) >= _weight(self.tags.get(name, "safe")):
+            self.tags[name] = reason
         if decision is not None and decision.violated:
-            self.tags[f"x-guardrail-{side}-categories"] = ",".join(category.code for category in decision.violated)
+            known = filter(None, self.tags.get(f"{name}-categories", "").split(","))
+            self.tags[f"{name}-categories"] = ",".join(dict.fromkeys([*known, *(c.code for c in decision.violated)]))
 
     def _record(self, record: Record) -> None:
         if record.action is not None:
@@ -183,6 +186,10 @@ class Exchange:
         except SchemaError as error:
             reason = Reason.UNSUPPORTED if error.unsupported else Reason.UNPARSABLE
             raise JudgeFailure(reason, f"{self.route.api.name}: {error}") from None
+
+
+def _weight(reason: str) -> int:
+    return {"safe": 0, Reason.UNSAFE.value: 2}.get(reason, 1)
 
 
 def _ends(turns: Sequence[Message]) -> list[int]:

@@ -13,7 +13,6 @@ from guardrail.serving.streaming import GuardedStream
 
 __all__ = ["Responder"]
 
-_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _EMPTY = (204, 304)
 
 
@@ -60,11 +59,12 @@ class Responder:
                 self._body.close()
 
     async def _request(self, scope: Scope) -> Blocked | None:
-        if scope["method"] not in _WITH_BODY:
-            return None
         try:
             decoder = Decoder(header(scope["headers"], b"content-encoding"), self.most_bytes)
-            self.exchange.read(json_body(await self._whole(decoder)))
+            body = await self._whole(decoder)
+            if not body:
+                return None  # nothing is said, as when a stored answer is read
+            self.exchange.read(json_body(body))
         except JudgeFailure as failure:
             return self.exchange.outcome("input", failure)
         return await self.exchange.check_input() if self.exchange.route.checks("input") else None
@@ -201,7 +201,7 @@ class _Json(_Body):
         if more and not self._judged and len(self._raw) <= self.responder.most_bytes:
             return
         if not self._judged:
-            blocked, body = await self._judge()
+            blocked, body = await self._judge() if self._raw else (None, None)
             if blocked is not None:
                 await self.responder.refuse(blocked, body)
                 return

@@ -102,8 +102,14 @@ class GuardedStream:
         for event in events:
             self._gate.hold(event)
         for event in events:
-            self._gate.read(self._reader.read(event))
+            self._read(event)
         await self._judge(early=False)
+
+    def _read(self, event: Event) -> None:
+        """What the event that was held last says; StreamError where a client that reads plain text would read more."""
+        if event.stray is not None:
+            raise StreamError("a line is neither a field of an event nor a comment")
+        self._gate.read(self._reader.read(event))
 
     async def _finish(self) -> None:
         rest = self._parser.rest()
@@ -115,9 +121,9 @@ class GuardedStream:
 
     async def _take_last(self, rest: bytes) -> None:
         for event in EventParser(self._most).feed(rest + b"\n\n"):
-            last = Event(rest, event.data, event.name)
+            last = replace(event, raw=rest)
             self._gate.hold(last)
-            self._gate.read(self._reader.read(last))
+            self._read(last)
             return
 
     async def _judge(self, *, early: bool) -> None:
