@@ -21,8 +21,8 @@ _OUTPUT = ("output", "output_text", "error")
 # A response repeats what it was asked.
 _ECHOED = frozenset(
     {
-        "instructions", "input", "tools", "tool_choice", "metadata", "prompt", "text", "reasoning", "user", "truncation",
-        "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "previous_response_id", "conversation",
+        "instructions", "input", "tools", "tool_choice", "metadata", "prompt", "text", "reasoning", "user",
+        "truncation", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "previous_response_id", "conversation",
     }
 )  # fmt: skip
 _PLACES = ("output_index", "content_index", "summary_index")
@@ -89,10 +89,9 @@ def _turn(item: Any, place: str) -> tuple[Role, str] | None:
 def _variables(prompt: Any) -> list[str]:
     if prompt is None:
         return []
-    filled = mapping(prompt, "prompt").get("variables") or {}
-    return [
-        content_text(value, f"prompt.variables.{key}") for key, value in mapping(filled, "prompt.variables").items()
-    ]
+    place = "prompt.variables"
+    filled = mapping(mapping(prompt, "prompt").get("variables") or {}, place)
+    return [content_text(value, f"{place}.{key}") for key, value in filled.items()]
 
 
 def _output(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Upstream:
         self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(timeout, connect=10.0), limits=limits)
 
     async def hand_on(self, request: Request) -> Response:
-        """Starlette's endpoint. HTTPException 404 for a path that the client would walk up: it was judged as another."""
+        """Starlette's endpoint. HTTPException 404 for a path that leads up again: it was judged as another."""
         if _UP.intersection(request.url.path.split("/")):
             raise HTTPException(404)
         headers = [(name, value) for name, value in request.headers.raw if name.decode("latin-1") not in self._hidden]
