@@ -76,7 +76,7 @@ class _Reader:
         body = mapping(event.json(), "an event")
         index = body.get("index", "")
         texts = tuple(Text(0, f"{index} {path}", text) for path, text in strings(body))
-        return Piece(texts, body.get("type", event.name) in ("message_stop", "error"))
+        return Piece(texts, final=body.get("type", event.name) in ("message_stop", "error"))
 
     def without(self, event: Event, choices: Collection[int]) -> bytes:
         if 0 in choices:

@@ -59,6 +59,8 @@ class Text:
     channel: str
     """Texts of one channel are parts of one text; `content` and a tool call's arguments are two channels."""
     text: str
+    whole: bool = False
+    """Whether nothing follows in its channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class Piece:
     """What a streamed event holds."""
 
     texts: tuple[Text, ...] = ()
+    finished: tuple[int, ...] = ()
+    """Choices that say nothing more."""
     final: bool = False
     """Whether the API says nothing behind it."""
 

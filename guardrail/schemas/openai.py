@@ -134,8 +134,8 @@ class _Reader:
         for path, text in _other_strings(body):
             if path != _NOISE and (path, text) not in self._seen:
                 self._seen.add((path, text))
-                texts.append(Text(0, f"{path} {len(self._seen)}", text))
-        return Piece(tuple(texts))
+                texts.append(Text(0, f"{path} {len(self._seen)}", text, whole=True))
+        return Piece(tuple(texts), _finished(body))
 
     def without(self, event: Event, choices: Collection[int]) -> bytes:
         if event.data is None or event.data.strip() == _DONE:
@@ -209,6 +209,11 @@ def _choice_strings(body: Mapping[str, Any]) -> list[tuple[int, str, str]]:
         for at, choice in enumerate(choices)
         for path, text in strings(mapping(choice, f"choices[{at}]"))
     ]
+
+
+def _finished(body: Mapping[str, Any]) -> tuple[int, ...]:
+    choices = body.get("choices") or []
+    return tuple(_index(choice, at) for at, choice in enumerate(choices) if choice.get("finish_reason") is not None)
 
 
 def _other_strings(body: Mapping[str, Any]) -> list[tuple[str, str]]:

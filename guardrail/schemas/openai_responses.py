@@ -22,7 +22,8 @@ _OUTPUT = ("output", "output_text", "error")
 _ECHOED = frozenset(
     {
         "instructions", "input", "tools", "tool_choice", "metadata", "prompt", "text", "reasoning", "user",
-        "truncation", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "previous_response_id", "conversation",
+        "truncation", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "previous_response_id",
+        "conversation",
     }
 )  # fmt: skip
 _PLACES = ("output_index", "content_index", "summary_index")
@@ -141,7 +142,7 @@ class _Reader:
         if isinstance(body.get("response"), Mapping):
             self._head = {key: value for key, value in body["response"].items() if key not in _OUTPUT}
         texts = self._delta(kind, body) if isinstance(body.get("delta"), str) else self._whole(kind, body)
-        return Piece(texts, kind in _FINAL)
+        return Piece(texts, final=kind in _FINAL)
 
     def _delta(self, kind: str, body: Mapping[str, Any]) -> tuple[Text, ...]:
         channel = ".".join([kind, *(str(body[key]) for key in _PLACES if key in body)])
@@ -161,7 +162,7 @@ class _Reader:
                 known.add(text)
                 channel = f"{kind} {self._events} {path}"
                 self._said[channel] = text
-                texts.append(Text(0, channel, text))
+                texts.append(Text(0, channel, text, whole=True))
         return tuple(texts)
 
     def without(self, event: Event, choices: Collection[int]) -> bytes:

@@ -55,6 +55,15 @@ class StreamGate:
         self._bytes = 0
         self._texts: dict[_Key, TextWindows] = {}
         self._cleared: dict[_Key, int] = {}
+        self._grown: set[_Key] = set()
+        """Channels that went on since the clock was last asked."""
+        self._left_off: set[_Key] = set()
+        """Channels behind which another one goes on."""
+        self._resumed: set[_Key] = set()
+        """Channels that went on after all: they take turns with another one."""
+        self._over: set[_Key] = set()
+        """Channels that say nothing more."""
+        self._answered = False
         self._ended = False
         self._choices: set[int] = set(range(request.choices * len(request.contexts)))
         self.cut: set[int] = set()
@@ -90,8 +99,31 @@ class StreamGate:
             windows = self._texts.setdefault(key, TextWindows(self._windowing))
             windows.add(text.text)
             ends[key] = windows.length
+            if text.whole:
+                self._over.add(key)
+            else:
+                self._goes_on(key)
+        self._leave_off({key for key in ends if key not in self._over})
+        self._over.update(key for key in self._texts if key[0] in piece.finished)
         self._unread.popleft().ends = ends
         self._ended = self._ended or piece.final
+
+    def _goes_on(self, key: _Key) -> None:
+        self._grown.add(key)
+        if key in self._left_off:
+            self._left_off.remove(key)
+            self._resumed.add(key)
+
+    def _leave_off(self, now: set[_Key]) -> None:
+        """What the same choice said before in other channels has come to an end, it seems: thoughts before content."""
+        choices = {choice for choice, _ in now}
+        self._left_off.update(key for key in self._texts if key[0] in choices and key not in now | self._resumed)
+
+    def _silent(self) -> None:
+        """Called with the clock: channels that said nothing for a while, as others did, have left off too."""
+        if self._grown:
+            self._left_off.update(key for key in self._texts if key not in self._grown)
+            self._grown.clear()
 
     def end(self) -> None:
         """Nothing follows."""
@@ -100,20 +132,26 @@ class StreamGate:
     def due(self, *, early: bool = False) -> Iterator[Due]:
         """Windows to judge, one at a time: the next one is found when the last one was answered.
 
-        `early`: also those that are not full.
+        `early`: the clock asks; also those that are not full.
         """
         if self._mode == "end" and not self._ended:
             return
-        for (choice, channel), windows in list(self._open()):
-            while choice not in self.cut:
-                window = windows.full() or (windows.early() if early else None)
-                if window is None and self._ended:
-                    window = windows.last()
+        if early:
+            self._silent()
+        for key, windows in list(self._open()):
+            while key[0] not in self.cut:
+                window = windows.full() or (windows.early() if early else None) or self._end_of(key, windows)
                 if window is None:
                     break
-                yield Due(choice, channel, window, windows.text(window))
-                if self._cleared.get((choice, channel), 0) < window.cleared and choice not in self.cut:
-                    return  # it was not answered
+                self._answered = False
+                yield Due(*key, window, windows.text(window))
+                if not self._answered and key[0] not in self.cut:
+                    return
+
+    def _end_of(self, key: _Key, windows: TextWindows) -> Window | None:
+        if self._ended or key in self._over:
+            return windows.last()
+        return windows.tail() if key in self._left_off else None
 
     def _open(self) -> Iterator[tuple[_Key, TextWindows]]:
         return ((key, windows) for key, windows in self._texts.items() if key[0] not in self.cut)
@@ -123,6 +161,7 @@ class StreamGate:
         key = (due.choice, due.channel)
         self._texts[key].judged(due.window)
         self._cleared[key] = due.window.cleared
+        self._answered = True
 
     def stop(self, choice: int, notice: Notice) -> bytes:
         """Cut a choice: what it holds back never leaves. Returns the events that end it."""

@@ -56,7 +56,9 @@ class Window:
     start: int
     end: int
     cleared: int
-    """Up to here no other window begins before: it may leave when this window and those before it are safe."""
+    """Up to here the text may leave when this window and those before it are safe."""
+    next: int
+    """Where the next window begins; before `cleared` where what has left is judged again with what follows it."""
 
 
 def windows_of(text: str, windowing: Windowing | None) -> list[str]:
@@ -83,6 +85,7 @@ class TextWindows:
         """Characters so far."""
         self._offered = 0
         """Where the last window ended."""
+        self._cleared = 0
         self._units: list[int] | None = None
 
     def add(self, text: str) -> None:
@@ -105,7 +108,7 @@ class TextWindows:
             size = min(size, max(overlap + 1, self._windowing.first))
         if len(ends) < size:
             return None
-        return Window(self.start, self.start + ends[size - 1], self.start + ends[size - overlap - 1])
+        return self._window(ends[size - 1], ends[size - overlap - 1])
 
     def early(self) -> Window | None:
         """A window of all units so far, where judging it lets something leave."""
@@ -115,16 +118,30 @@ class TextWindows:
         count = len(ends) - self._windowing.overlap
         if count < 1 or self.start + ends[-1] <= self._offered:
             return None
-        return Window(self.start, self.start + ends[-1], self.start + ends[count - 1])
+        return self._window(ends[-1], ends[count - 1])
+
+    def _window(self, end: int, cleared: int) -> Window:
+        after = self.start + cleared
+        return Window(self.start, self.start + end, max(after, self._cleared), after)
 
     def last(self) -> Window | None:
         """All that is left of a text that has ended; None when every character was in a window that nothing follows."""
-        return Window(self.start, self.length, self.length) if self.start < self.length else None
+        if self._cleared == self.length:
+            return None
+        return Window(self.start, self.length, self.length, self.length)
+
+    def tail(self) -> Window | None:
+        """As `last`, of a text that may go on; what follows is judged with the units before it."""
+        if self._windowing is None or self._cleared == self.length:
+            return None
+        ends, overlap = self._ends(), self._windowing.overlap
+        kept = ends[-overlap] if 0 < overlap <= len(ends) else 0 if overlap else self.length - self.start
+        return Window(self.start, self.length, self.length, self.start + kept)
 
     def judged(self, window: Window) -> None:
         """Go on behind a safe window."""
-        rest = self._text()[window.cleared - self.start :]
-        self._parts, self.start, self._offered = [rest], window.cleared, window.end
+        rest = self._text()[window.next - self.start :]
+        self._parts, self.start, self._offered, self._cleared = [rest], window.next, window.end, window.cleared
         self._units = None
 
     def _text(self) -> str:
