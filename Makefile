@@ -25,8 +25,8 @@ check:            ## formatting, lint, types, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test:             ## all tests, the wheel's installation among them
-	$(BIN)/python -m pytest -ra
+test:             ## all tests, the wheel's installation among them, a file at a time in each of PROCESSES
+	$(BIN)/python -m pytest -ra -n $(PROCESSES) --dist loadfile
 
 test-spark:       ## the recipe for Spark, which is half a gigabyte and so no part of setup; it needs java
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[spark]'
@@ -46,10 +46,9 @@ build:            ## the wheel and the source distribution, in dist/
 
 TRAIN_EMBEDDED = ONEDNN_PRIMITIVE_CACHE_CAPACITY=8192 $(BIN)/python -m guardrail.training.embedded --data "$(DATA)" --base "$(BASE)"
 
-train-embedded:   ## train in three parts, export and describe the embedded model: make train-embedded DATA=…
+train-embedded:   ## train in two halves, export and describe the embedded model: make train-embedded DATA=…
 	$(TRAIN_EMBEDDED) --config configs/train-embedded.yaml -o "$(OUT)/first"
-	$(TRAIN_EMBEDDED) --config configs/train-embedded-more.yaml --start "$(OUT)/first" -o "$(OUT)/second"
-	$(TRAIN_EMBEDDED) --config configs/train-embedded-last.yaml --start "$(OUT)/second" -o "$(OUT)"
+	$(TRAIN_EMBEDDED) --config configs/train-embedded-more.yaml --start "$(OUT)/first" -o "$(OUT)"
 
 prepared/train.jsonl:
 	$(BIN)/python -m guardrail.training.prepare --data "$(DATA)" -o prepared

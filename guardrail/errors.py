@@ -10,6 +10,7 @@ GuardrailError                 base: one line of message, an optional hint
 ├── MissingExtraError          an optional dependency is absent; the hint is the install command
 ├── ModelError                 a checkpoint cannot be loaded or cannot be read as a guard
 ├── BackendError               the classifier failed on a request
+│   ├── UnreadableError        the text is none that the classifier can read; it does not fail on others
 │   └── OutOfMemoryError       the device had too little memory, also after halving the batch
 └── ResumeError                an unfinished output file does not belong to this input
 """
@@ -30,6 +31,7 @@ __all__ = [
     "RowError",
     "TaxonomyError",
     "TemplateError",
+    "UnreadableError",
     "UsageError",
     "suggestion",
 ]
@@ -106,6 +108,10 @@ class ModelError(GuardrailError):
 
 class BackendError(GuardrailError):
     """The classifier failed on a request; the rows concerned get no score."""
+
+
+class UnreadableError(BackendError):
+    """The classifier knows too little of the text to judge it; with other texts nothing is wrong."""
 
 
 class OutOfMemoryError(BackendError):

@@ -31,7 +31,7 @@ BASE: dict[str, Any] = {
     "fields": {"prompt": "text"},
     "label": {"column": "bad", "unsafe": [1], "safe": [0]},
 }
-REMOVE = object()
+REMOVE = "no such key"
 """As a value, leaves the key out."""
 
 

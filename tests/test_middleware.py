@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from guardrail import Taxonomy, UsageError
+from guardrail import Taxonomy, UsageError, load
 from guardrail.backends.scripted import ScriptedBackend
 from guardrail.errors import BackendError
 from guardrail.guard import Guard
@@ -405,6 +405,15 @@ def test_a_failing_classifier_opens_the_circuit_and_one_probe_closes_it() -> Non
     broken, left = (503, "backend_error"), (503, "circuit_open")
     assert asyncio.run(run()) == [broken, broken, left, left, broken, left, (200, "passed")]
     assert failing.calls == 5
+
+
+def test_texts_that_the_model_cannot_read_open_no_circuit() -> None:
+    with load() as embedded:
+        app = GuardMiddleware(Upstream(completion("fine")), embedded, limits=Limits(failures=2), check="input")
+        for _ in range(4):
+            answered = get(chat_body("🔪👶🔫"), app=app)
+            assert (answered.status, answered.json()["error"]["code"]) == (400, "unsupported_content")
+        assert get(chat_body("good morning"), app=app).status == 200
 
 
 def test_a_hanging_classifier_and_a_full_queue() -> None:

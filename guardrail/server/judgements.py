@@ -43,7 +43,7 @@ class Asked:
             "thresholds": dict(thresholds.categories),
         }
         if self.prompt:
-            body["prompt"] = PromptBuilder(judged.template, judged.taxonomy).build(self.conversation).text
+            body["prompt"] = PromptBuilder(judged.template, judged.taxonomy).build(self.conversation.spelled_out()).text
         return body
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TypeVar
 
-from guardrail.errors import BackendError, GuardrailError, UsageError
+from guardrail.errors import BackendError, GuardrailError, UnreadableError, UsageError
 from guardrail.guard import Guard
 from guardrail.judgement import Judgement
 from guardrail.serving.breaker import Breaker
@@ -129,7 +129,8 @@ class Judge:
 
     def _decision(self, guard: Guard, judgement: Judgement) -> Decision:
         error = judgement.error
-        if isinstance(error, BackendError):
+        # What one user writes must not shut the others out.
+        if isinstance(error, BackendError) and not isinstance(error, UnreadableError):
             self.breaker.failure()
             _log.error("the classifier failed: %s", error)
             raise JudgeFailure(Reason.BACKEND, "the guard's classifier failed", retry_after=_RETRY)

@@ -155,16 +155,15 @@ def _limits(report: Mapping[str, Any], manifest: Sequence[Mapping[str, Any]], *,
 
 _FALSE_ALARMS = (
     "XSTest is no independent test of it. Rows of our own (`ours_pairs`, `ours_contrast`, `ours_words`,"
-    " `ours_facts`, `ours_figures`, `ours_bias`, `ours_history`, `ours_secrets`) were written for the known kinds of"
-    " false alarms and what they are mistaken for, which XSTest asks for too: homonyms, figurative speech, harmless"
-    " targets and contexts, definitions, history, privacy of public and made-up people, groups where nothing can be"
-    " discriminated. Which kinds it got wrong was known from the model before. Its wording was not used: rows equal to"
-    " one of its prompts, or one word away from one of three to twelve words, were left out."
+    " `ours_facts`) were written for the known kinds of false alarms, which XSTest asks for too: homonyms,"
+    " figurative speech, harmless targets and contexts, definitions, history, privacy of public and made-up"
+    " people, groups where nothing can be discriminated. Its wording was not used: rows equal to one of its"
+    " prompts, or one word away from one of three to twelve words, were left out."
 )
 _HATE = (
-    "Nor is HateCheck quite: `ours_hate` and `ours_comments` were written for kinds of hate and of what only looks like"
-    " it (negation, counter speech, abuse of things and of people without a group, misspelling, …), many of which it"
-    " has too. Rows that close to its texts were left out as well."
+    "Nor is HateCheck quite: `ours_hate` was written for kinds of hate and of what only looks like it (negation,"
+    " counter speech, abuse of things and of people without a group, misspelling, …), many of which it has too. Rows"
+    " that close to its texts were left out as well."
 )
 _GENERAL = [
     "Misinformation, elections, defamation, intellectual property and specialized advice had few and noisy examples.",
@@ -188,9 +187,9 @@ that the model never saw take a training of their own:
     python -m guardrail.training.new_categories --data folder-with-train-and-eval \\
         --run runs/withheld --card runs/embedded
 
-Seeds, amounts and hyper-parameters of the three parts are in `configs/train-embedded.yaml`,
-`configs/train-embedded-more.yaml` and `configs/train-embedded-last.yaml`; `docs/training-embedded.md` tells what was
-tried. How much numbers vary between runs and machines was not measured.
+Seeds, amounts and hyper-parameters are in `configs/train-embedded.yaml` and, of the second half, in
+`configs/train-embedded-more.yaml`; `docs/training-embedded.md` tells what was tried. How much
+numbers vary between runs and machines was not measured.
 """
 
 
