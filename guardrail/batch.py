@@ -7,14 +7,15 @@ every row is judged beside the same neighbours whether the run was interrupted o
 from __future__ import annotations
 
 import os
+import stat
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TextIO, get_args
 
 from guardrail.batch_output import Output, open_output
 from guardrail.batch_rows import Row, batches, judged, read_row, row_of
-from guardrail.batch_run import Run, Tally, check_target, continued, partial_of, real_path
+from guardrail.batch_run import Run, Tally, check_place, check_record, continued, files_of, refuse_existing
 from guardrail.errors import ResumeError, UsageError
 from guardrail.jsonl import MAX_LINE_BYTES, STDIO, Line, LineReader
 
@@ -94,12 +95,32 @@ def score_file(
 
 def check_paths(source: str | os.PathLike[str], target: str, options: Options) -> None:
     """Raise what `score_file` would raise about the two files; for before a large model is loaded."""
+    check_place(target, resume=options.resume, overwrite=options.overwrite)
     if source != STDIO and (os.path.isfile(source) or os.path.isdir(source) or not os.path.exists(source)):
         LineReader(source).close()
-        for path in (Path(target), partial_of(real_path(target))):
-            if os.path.isfile(path) and os.path.samefile(source, path):
-                raise UsageError(f"-o: {path} is the input", hint="name another file")
-    check_target(target, resume=options.resume, overwrite=options.overwrite)
+    _check_apart(source, target)
+    if not options.resume and not options.overwrite:
+        refuse_existing(target)
+        check_record(target)
+
+
+def _check_apart(source: str | os.PathLike[str], target: str) -> None:
+    """A `UsageError` when the run would write to the file that it reads."""
+    read = _status(sys.stdin if source == STDIO else source)
+    written = {"stdout": sys.stdout} if target == STDIO else {str(path): path for path in files_of(target)}
+    for name, file in written.items():
+        found = _status(file)
+        if read is not None and found is not None and os.path.samestat(read, found):
+            raise UsageError(f"-o: {name} is the input", hint="name another file")
+
+
+def _status(file: str | os.PathLike[str] | TextIO) -> os.stat_result | None:
+    """Of a regular file; None of anything else, such as a pipe or a stream without a file behind it."""
+    try:
+        found = os.stat(file if isinstance(file, str | os.PathLike) else file.fileno())
+    except (OSError, ValueError):
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def _score_batch(

@@ -10,7 +10,20 @@ from pathlib import Path
 from guardrail.errors import ResumeError, UsageError
 from guardrail.jsonl import STDIO, Position
 
-__all__ = ["Run", "Tally", "check_target", "continued", "is_stream", "partial_of", "real_path", "save"]
+__all__ = [
+    "Run",
+    "Tally",
+    "check_place",
+    "check_record",
+    "check_target",
+    "continued",
+    "files_of",
+    "is_stream",
+    "partial_of",
+    "real_path",
+    "refuse_existing",
+    "save",
+]
 
 _FORMAT = 1
 _AGAIN = "start again with --overwrite"
@@ -66,6 +79,15 @@ class Run:
 
 def check_target(target: str, *, resume: bool, overwrite: bool) -> None:
     """A `UsageError` when nothing can be written there, or when something is there and neither flag was given."""
+    check_place(target, resume=resume, overwrite=overwrite)
+    if not resume and not overwrite:
+        refuse_existing(target)
+
+
+def check_place(target: str, *, resume: bool, overwrite: bool) -> None:
+    """A `UsageError` when nothing can be written there with these flags, whatever is there."""
+    if not target:
+        raise UsageError("-o: the name is empty", hint="name a file, or leave -o out: then the rows go to stdout")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
     if is_stream(target):
@@ -77,8 +99,6 @@ def check_target(target: str, *, resume: bool, overwrite: bool) -> None:
         raise UsageError(f"-o: {target} is a folder", hint="name a file in it")
     if not os.path.isdir(path.parent):
         raise UsageError(f"-o: there is no folder {path.parent}")
-    if not resume and not overwrite:
-        _refuse_existing(path)
 
 
 def continued(name: str, run: Run) -> Run:
@@ -138,24 +158,55 @@ def partial_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.partial")
 
 
+def files_of(target: str) -> tuple[Path, ...]:
+    """Every file that a run with this target writes; of a stream, the stream."""
+    if is_stream(target):
+        return (Path(target),)
+    path = real_path(target)
+    return (path, partial_of(path), _record(path), _new(_record(path)))
+
+
 def _record(target: Path) -> Path:
     return target.with_name(f"{target.name}.run.json")
 
 
-def _refuse_existing(target: Path) -> None:
-    if os.path.exists(partial_of(target)):
+def _new(record: Path) -> Path:
+    """Where a record is written before it takes the place of the last one."""
+    return record.with_name(f"{record.name}.new")
+
+
+def refuse_existing(target: str) -> None:
+    """A `UsageError` when a run that starts anew would replace an output, finished or not."""
+    if is_stream(target):
+        return
+    path = real_path(target)
+    if os.path.exists(partial_of(path)):
         raise UsageError(
-            f"-o: {partial_of(target)} is there: an earlier run did not come to its end",
+            f"-o: {partial_of(path)} is there: an earlier run did not come to its end",
             hint="go on with --resume, or start again with --overwrite",
         )
-    if os.path.exists(target):
-        raise UsageError(f"-o: {target} is there already", hint="name another file, or replace it with --overwrite")
+    if os.path.exists(path):
+        raise UsageError(f"-o: {path} is there already", hint="name another file, or replace it with --overwrite")
+
+
+def check_record(target: str) -> None:
+    """A `UsageError` when what has the name of the run's record is no record, which would be replaced."""
+    if is_stream(target):
+        return
+    path = real_path(target)
+    try:
+        Run.read(_record(path))
+    except ResumeError:
+        raise UsageError(
+            f"-o: {_record(path)} is there and is not the record of a run",
+            hint="name another file, or replace it with --overwrite",
+        ) from None
 
 
 def save(run: Run, target: Path) -> None:
     """Replace the record in one step."""
     path = _record(target)
-    new = path.with_name(f"{path.name}.new")
+    new = _new(path)
     with new.open("w", encoding="utf-8") as file:
         file.write(run.to_json())
         file.flush()

@@ -12,13 +12,14 @@ was fitted and is carried along unread, but for `texts` (see `evaluation.overlap
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from guardrail.errors import InputError, RowError, UsageError
+from guardrail.errors import InputError, RowError, UsageError, suggestion
 from guardrail.jsonl import Line, parse
 from guardrail.policy import Thresholds
 from guardrail.resources import digest
@@ -31,6 +32,8 @@ __all__ = ["Calibration", "Side"]
 _FORMAT = 2
 _IDENTITY = Curve()
 _HALF = Thresholds()
+_MODEL = re.compile(r".+@.+")
+_TAXONOMY = re.compile(r"\S+@[0-9a-f]{12}")
 _LINES = ({"temperature"}, {"slope", "intercept"}, {"points", "slope"})
 
 
@@ -84,6 +87,8 @@ class Calibration:
     taxonomy: str | None = None
     """`id@digest` of the taxonomy that the category entries hold for; None: the model's default."""
     fitted: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    file: str | None = field(default=None, init=False, compare=False)
+    """Where it was read from, for errors."""
 
     def side(self, role: Role) -> Side:
         """The part for a judged role."""
@@ -93,11 +98,25 @@ class Calibration:
         """What holds under a taxonomy: without the category entries when they were fitted under another one.
 
         `default` is the digest of the model's default taxonomy, for which a calibration that names none was fitted.
+        Raises InputError for an entry of a category that the taxonomy it was fitted under does not have.
         """
         fitted = default if self.taxonomy is None else self.taxonomy.rpartition("@")[2]
         if taxonomy.digest == fitted:
+            self._check_codes(taxonomy)
             return self
         return replace(self, user=_verdict_only(self.user), assistant=_verdict_only(self.assistant))
+
+    def _check_codes(self, taxonomy: Taxonomy) -> None:
+        for role in Role:
+            side = self.side(role)
+            for code in (*side.categories, *side.thresholds.categories):
+                if code not in taxonomy.codes:
+                    raise InputError(
+                        f"{taxonomy.ref} has no category {code!r}",
+                        file=self.file,
+                        field=f"{role.value}.categories.{code}",
+                        hint=suggestion(code, taxonomy.codes, f"its codes: {', '.join(taxonomy.codes)}"),
+                    )
 
     @property
     def digest(self) -> str:
@@ -131,8 +150,14 @@ class Calibration:
         for name, kind in (("model", str), ("taxonomy", str), ("fitted", dict)):
             if not isinstance(raw.get(name, kind()), kind):
                 raise InputError(f"expected {kind.__name__}, got {raw[name]!r}", file=str(path), field=name)
+        for name, form in (("model", _MODEL), ("taxonomy", _TAXONOMY)):
+            if name in raw and not form.fullmatch(raw[name]):
+                hint = f"write the whole name that decisions give as their {name}, digest included"
+                raise InputError(f"{raw[name]!r} is no id@digest", file=str(path), field=name, hint=hint)
         user, assistant = (_side(raw.get(role.value, {}), path, role.value) for role in (Role.USER, Role.ASSISTANT))
-        return cls(user, assistant, raw.get("model"), raw.get("taxonomy"), raw.get("fitted", {}))
+        found = cls(user, assistant, raw.get("model"), raw.get("taxonomy"), raw.get("fitted", {}))
+        object.__setattr__(found, "file", str(path))
+        return found
 
 
 def _verdict_only(side: Side) -> Side:

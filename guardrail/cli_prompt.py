@@ -41,7 +41,7 @@ def prompt(
     chosen = Template.load(template)
     categories = Taxonomy.load(taxonomy or chosen.header.taxonomy or "default")
     builder = PromptBuilder(chosen, categories, policy=False if no_policy else None)
-    built = builder.build(Conversation(tuple(messages)))
+    built = builder.build(Conversation(tuple(messages)).spelled_out())
     if tokens:
         print(*_tokenizer(tokenizer, chosen.encoder).encode(built))
     else:
@@ -64,7 +64,7 @@ def _tokenizer(path: Path | None, encoder: bool) -> TextTokenizer:
     if file.is_dir():
         file = file / "tokenizer.json"
     try:
-        return TextTokenizer.from_json(file.read_text(encoding="utf-8"))
+        return TextTokenizer.read(file)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"--tokenizer: cannot read {file}: {error}", hint="a checkpoint's folder holds a tokenizer.json"

@@ -203,7 +203,7 @@ class Guard:
     def _prepare(self, item: Judgeable, prompts: list[Prompt]) -> _Job | GuardrailError:
         """Append the item's prompts: for each window one, and in the mode `each` one more per category."""
         try:
-            conversation = Conversation.parse(item)
+            conversation = Conversation.parse(item).spelled_out()
             windows = fit(conversation, self.backend.max_tokens, self._builder, self.backend.tokenizer)
             built = [builder.build(window) for window in windows.conversations for builder in self._builders]
         except GuardrailError as error:
@@ -285,7 +285,7 @@ class Guard:
 def fitting_calibration(backend: Backend, taxonomy: Taxonomy, given: Calibration | None) -> Calibration:
     """The given calibration, or the one that belongs to the weights, as far as it holds under the taxonomy.
 
-    Raises UsageError when it was fitted for another model.
+    Raises UsageError when it was fitted for another model, InputError when it has codes that its taxonomy lacks.
     """
     if given is not None and given.model not in (None, backend.name):
         hint = "fit one for this model: guardrail calibrate"

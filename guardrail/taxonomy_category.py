@@ -12,7 +12,7 @@ from typing import Any, Literal
 from guardrail import resources, taxonomy_yaml
 from guardrail.errors import TaxonomyError, suggestion
 from guardrail.taxonomy_yaml import Field
-from guardrail.types import Message, Role
+from guardrail.types import Message, Role, is_blank
 
 __all__ = ["Category", "Example", "known_hazards", "one_line", "placed", "read_category"]
 
@@ -33,7 +33,7 @@ class Example:
         if tuple(message.role for message in self.messages) not in ((Role.USER,), (Role.USER, Role.ASSISTANT)):
             hint = "an example is one user message, or a user message and the assistant's response"
             raise TaxonomyError("the messages are not an example", field="messages", hint=hint)
-        if not self.messages[-1].text.strip():
+        if is_blank(self.messages[-1].text):
             raise TaxonomyError("the judged text is empty", field="response" if len(self.messages) > 1 else "text")
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer
 from guardrail.code_trie import CodeEdge, CodeNode, CodeTrie, build_trie, code_logprobs
 from guardrail.errors import ModelError
 from guardrail.prompting import Prompt, Template
+from guardrail.tokenizer_file import plain, separate, unknown_id
 
 __all__ = [
     "CodeEdge",
@@ -31,14 +32,8 @@ __all__ = [
     "verdict_tokens",
 ]
 
+_EXPECTED = "expected a tokenizer.json"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-# Added tokens that are plain writing (runs of spaces in some vocabularies) stay part of text; all others are control.
-_PLAIN = re.compile(r"[\w\s]+")
-
-
-def plain(token: str) -> bool:
-    """Whether an added token is ordinary writing, and so part of text."""
-    return _PLAIN.fullmatch(token) is not None
 
 
 class TextTokenizer:
@@ -53,10 +48,13 @@ class TextTokenizer:
 
     def __init__(self, config: dict[str, Any]) -> None:
         """`config` is a parsed tokenizer.json; prefer `from_json`. It is altered."""
-        unknown = _unknown(config["model"])
-        self._control = _separate(config)
+        try:
+            self._ordinary = unknown_id(config["model"])
+            self._control = separate(config)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            lacks = f"lacks {error}" if isinstance(error, KeyError) else "has a vocabulary or tokens of another kind"
+            raise ModelError(f"the tokenizer {lacks}", hint=_EXPECTED) from None
         self._names = {number: token for token, number in self._control.items()}
-        self._ordinary = unknown
         try:
             self._first = Tokenizer.from_str(json.dumps(config))
         except Exception as error:  # the library raises bare Exception
@@ -67,18 +65,27 @@ class TextTokenizer:
         self._later = _inside(self._first, config.get("pre_tokenizer"))
 
     @classmethod
-    def from_json(cls, text: str) -> TextTokenizer:
+    def from_json(cls, text: str) -> Self:
         """From the contents of a tokenizer.json."""
         try:
             config = json.loads(text)
         except ValueError as error:
             raise ModelError(f"the tokenizer is not JSON: {error}") from None
         if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-            raise ModelError("the tokenizer file holds no model", hint="expected a tokenizer.json")
+            raise ModelError("the tokenizer file holds no model", hint=_EXPECTED)
         return cls(config)
 
     @classmethod
-    def from_transformers(cls, tokenizer: Any) -> TextTokenizer:
+    def read(cls, file: Path) -> Self:
+        """From a tokenizer.json, which errors name; an OSError or UnicodeDecodeError when it cannot be read."""
+        text = file.read_text(encoding="utf-8")
+        try:
+            return cls.from_json(text)
+        except ModelError as error:
+            raise ModelError(f"{file}: {error}", hint=error.hint) from None
+
+    @classmethod
+    def from_transformers(cls, tokenizer: Any) -> Self:
         """From a fast transformers tokenizer."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -166,53 +173,6 @@ def byte_tokenizer(control: Sequence[str] = ()) -> TextTokenizer:
 def encodable(text: str) -> str:
     """The text with U+FFFD for lone surrogates, which no encoding can express."""
     return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
-
-
-def _separate(config: dict[str, Any]) -> dict[str, int]:
-    """Take the control tokens out of a tokenizer.json; returns the ids of all that were taken out.
-
-    The unknown token stays usable: it is what a text gives that the vocabulary cannot express.
-    """
-    added = config.get("added_tokens") or []
-    kept = [token for token in added if not token["special"] and plain(token["content"])]
-    taken = {token["content"]: int(token["id"]) for token in added if token not in kept}
-    config.update(added_tokens=kept, post_processor=None, truncation=None, padding=None)
-    _hide(config["model"], taken)
-    return taken
-
-
-def _unknown(model: dict[str, Any]) -> int | None:
-    """The id of a model's unknown token."""
-    if isinstance(model["vocab"], list):
-        return model.get("unk_id")
-    found: int | None = model["vocab"].get(model.get("unk_token"))
-    return found
-
-
-def _hide(model: dict[str, Any], taken: dict[str, int]) -> None:
-    """Give tokens names in the vocabulary that no text contains, and drop the merges that would lead to them."""
-    hidden = f"\ue000{secrets.token_hex(16)}:"
-    vocabulary = model["vocab"]
-    ids = set(taken.values())
-    if isinstance(vocabulary, list):  # Unigram: ids are positions
-        model["vocab"] = [
-            [f"{hidden}{index}" if piece in taken or index in ids else piece, score]
-            for index, (piece, score) in enumerate(vocabulary)
-        ]
-        return
-    names = {token: f"{hidden}{number}" for token, number in vocabulary.items() if token in taken or number in ids}
-    if not names:
-        return
-    model["vocab"] = {names.get(token, token): number for token, number in vocabulary.items()}
-    if "merges" in model:
-        model["merges"] = [merge for merge in model["merges"] if not _involves(merge, names)]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
-
-
-def _involves(merge: str | Sequence[str], tokens: Container[str]) -> bool:
-    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-    return left + right in tokens or left in tokens or right in tokens
 
 
 def _inside(tokenizer: Tokenizer, settings: Any) -> Tokenizer:

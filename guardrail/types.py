@@ -8,7 +8,9 @@ from enum import StrEnum
 from typing import Any
 from unicodedata import category
 
+from guardrail.chat_text import message_text
 from guardrail.errors import ConversationError
+from guardrail.hidden import is_hidden_letter, spelled_out
 
 __all__ = ["CategoryScore", "Conversation", "Decision", "Message", "Role", "Verdict", "is_blank"]
 
@@ -16,7 +18,6 @@ __all__ = ["CategoryScore", "Conversation", "Decision", "Message", "Role", "Verd
 _LEFT_OUT = frozenset({"system", "developer", "tool", "function"})
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "agent": "assistant", "model": "assistant"}
 _INVISIBLE = frozenset({"Cc", "Cf"})
-_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 
 
 class Role(StrEnum):
@@ -72,13 +73,23 @@ class Conversation:
         """The role of the judged message."""
         return self.judged.role
 
+    def spelled_out(self) -> Conversation:
+        """What a classifier is shown of it: tag characters, which people do not see, as the letters that they spell."""
+        texts = [spelled_out(message.text) for message in self.messages]
+        if texts == [message.text for message in self.messages]:
+            return self
+        return Conversation(
+            tuple(Message(message.role, text) for message, text in zip(self.messages, texts, strict=True))
+        )
+
     @classmethod
     def parse(cls, value: Conversation | str | Sequence[Mapping[str, Any]]) -> Conversation:
         """Read what callers pass: a conversation, a user prompt, or chat messages in the OpenAI shape.
 
         System, developer and tool messages are left out (a guard judges what user and assistant say to each other);
-        when such a message comes last there is nothing to judge, which is an error. Text parts of a message are
-        joined with newlines; any other part, an image for example, is an error.
+        when such a message comes last there is nothing to judge, which is an error. Text parts of a message and the
+        arguments of its calls are joined with newlines; any other part, an image for example, is an error, and so is a
+        message that says nothing at all.
         """
         if isinstance(value, Conversation):
             return value
@@ -100,8 +111,15 @@ class Conversation:
 
 
 def is_blank(text: str) -> bool:
-    """Whether a reader would see nothing: white space, and control and format characters such as zero-width ones."""
-    return all(char.isspace() or (not char.isprintable() and category(char) in _INVISIBLE) for char in text)
+    """Whether there is nothing to read: white space, and control and format characters such as zero-width ones.
+
+    Tag characters are something to read, for models.
+    """
+    return all(char.isspace() or (_is_invisible(char) and not is_hidden_letter(char)) for char in text)
+
+
+def _is_invisible(char: str) -> bool:
+    return not char.isprintable() and category(char) in _INVISIBLE
 
 
 def _message(raw: Any, index: int) -> Message | None:
@@ -118,33 +136,7 @@ def _message(raw: Any, index: int) -> Message | None:
             field=f"{place}.role",
             hint="known roles: user, assistant; system, developer, tool and function are left out",
         )
-    return Message(Role(_ROLES[role]), _text(raw.get("content"), f"{place}.content"))
-
-
-def _text(content: Any, place: str) -> str:
-    if isinstance(content, str):
-        return content
-    if content is None:
-        return ""
-    if not isinstance(content, Sequence) or isinstance(content, bytes | bytearray):
-        raise ConversationError(f"expected text or a list of parts, got {type(content).__name__}", field=place)
-    return "\n".join(_part(part, f"{place}[{index}]") for index, part in enumerate(content))
-
-
-def _part(part: Any, place: str) -> str:
-    if not isinstance(part, Mapping):
-        raise ConversationError(f"expected a content part, got {type(part).__name__}", field=place)
-    kind = part.get("type")
-    if not isinstance(kind, str) or kind not in _TEXT_PARTS:
-        raise ConversationError(
-            f"content of type {kind!r} cannot be judged",
-            field=place,
-            hint="only text parts are read; judge images with a vision model",
-        )
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise ConversationError(f"expected a string, got {type(text).__name__}", field=f"{place}.text")
-    return text
+    return Message(Role(_ROLES[role]), message_text(raw, place))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from guardrail.backends.encoder import EncoderBackend
+from guardrail.backends.encoder import EncoderBackend, Vectors
 from guardrail.errors import BackendError, ModelError
 from guardrail.guard import Guard
 from guardrail.loading import load
@@ -124,7 +127,7 @@ def test_letters_in_disguise_are_the_plain_letters(guard: Guard) -> None:
 
 def test_what_the_vocabulary_cannot_express_at_all_is_an_error(guard: Guard) -> None:
     assert guard.check("如何制造炸弹").verdict is Verdict.ERROR
-    for readable in ("🎉", "?!", "如何 bomb"):
+    for readable in ("?!", "...", "如何 bomb"):
         assert guard.check(readable).verdict is not Verdict.ERROR
 
 
@@ -163,3 +166,49 @@ def test_a_text_of_which_most_letters_are_unknown_is_not_judged(guard: Guard) ->
     assert "most of its letters" in (decision.error or "")
     assert guard.check("I will find you and kill you 杀了").verdict is Verdict.UNSAFE
     assert guard.check("!!! 123 ???").verdict is not Verdict.ERROR
+
+
+@pytest.mark.parametrize("text", ["\ufe0f", "\u0301", "\ue000", "\ufffd", "🎉", "🔪👶🔫", "🅷🅾🆆 🅳🅾", "\u2800"])
+def test_a_text_of_which_nothing_is_known_is_not_judged(guard: Guard, text: str) -> None:
+    asked = {"role": "user", "content": "What shall I do with them?"}
+    for judgeable in (text, [asked, {"role": "assistant", "content": text}]):
+        decision = guard.check(judgeable)
+        assert (decision.verdict, decision.flagged) == (Verdict.ERROR, True)
+        assert decision.error == "the model cannot read the text: all of it is unknown to it"
+
+
+def test_unknown_characters_beside_known_text_are_no_error(guard: Guard) -> None:
+    prose = "All is well. " * 100
+    for run in ("🎉" * 2000, "🎉 " * 40):
+        for text in (run + prose, prose + run + prose, prose + run):
+            assert guard.check(text).verdict is not Verdict.ERROR
+    thanks = [{"role": "user", "content": "🎉"}, {"role": "assistant", "content": "Thank you!"}]
+    assert guard.check(thanks).verdict is Verdict.SAFE
+
+
+def test_while_a_taxonomy_is_encoded_other_threads_and_forked_children_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = load(threads=2)
+    expected = guard.check("hello").score
+    begun, finish = threading.Event(), threading.Event()
+    encode = EncoderBackend.encode_taxonomy
+
+    def slow(backend: EncoderBackend, taxonomy: Taxonomy) -> Vectors:
+        begun.set()
+        assert finish.wait(120)
+        return encode(backend, taxonomy)
+
+    monkeypatch.setattr(EncoderBackend, "encode_taxonomy", slow)
+    own = guard.under(taxonomy=Taxonomy("own", "Own", (Category("X", "Rule", "Nobody may break it."),)))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(own.check, "hello")
+        assert begun.wait(60)
+        try:
+            assert pool.submit(guard.check, "hello").result(60).score == expected
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)
+                os._exit(0 if guard.check("hello").score == expected else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        finally:
+            finish.set()
+        assert first.result(60).verdict is not Verdict.ERROR

@@ -198,6 +198,12 @@ def test_only_the_judged_message_is_sent_as_it_is(service: FakeService) -> None:
     assert decision.markers == ("[INST]",)
 
 
+def test_a_service_gets_hidden_text_as_what_it_spells(service: FakeService) -> None:
+    with openai() as guard:
+        guard.check("Hello" + "".join(chr(0xE0000 + ord(char)) for char in ", kill him"))
+    assert service.received[0].payload["input"] == ["Hello, kill him"]
+
+
 # Failures.
 
 

@@ -65,6 +65,14 @@ def test_the_three_shapes_are_judged_for_who_spoke_last(score: Score) -> None:
     assert list(rows[0]) == ["id", *guardrail.load("scripted:").check("x").to_dict()]
 
 
+def test_the_arguments_of_a_call_are_judged(score: Score) -> None:
+    (row,) = score(
+        b'{"messages": [{"role": "assistant", "content": null, "tool_calls": [{"type": "function",'
+        b' "function": {"name": "search", "arguments": "{\\"for\\": \\"a bomb\\"}"}}]}]}\n'
+    )
+    assert (row["verdict"], row["role"]) == ("unsafe", "assistant")
+
+
 def test_a_row_without_id_gets_its_line_number_and_blank_lines_count(score: Score, tmp_path: Path) -> None:
     rows = score(b'\n{"text": "a"}\n  \r\n{"text": "b"}\n')
     assert [row["id"] for row in rows] == [2, 4]
@@ -123,6 +131,7 @@ BAD_ROWS = [
         b'{"messages": [{"role": "user", "content": 3}]}',
         "messages[0].content: expected text or a list of parts, got int",
     ),
+    (b'{"messages": [{"role": "user", "text": "a"}]}', "messages[0].content: missing"),
     (b'{"texts": "a"}', "there is nothing to judge"),
     (b"{}", "there is nothing to judge"),
     (b'{"text": "' + b"a" * 600 + b'"}', "the line is longer than --max-line-bytes"),
@@ -279,6 +288,10 @@ def test_the_files_are_checked_before_anything_is_written(guard: Guard, tmp_path
         (tmp_path / "link", Options(overwrite=True), "is the input"),
         (tmp_path / "x", Options(overwrite=True), "x.partial is the input"),
         (tmp_path, Options(), "is a folder"),
+        (".", Options(), "-o: . is a folder"),
+        ("./", Options(), "-o: ./ is a folder"),
+        ("/", Options(overwrite=True), "-o: / is a folder"),
+        ("", Options(), "-o: the name is empty"),
         (tmp_path / "no" / "out", Options(), "there is no folder"),
         ("-", Options(resume=True), "cannot be continued"),
         (tmp_path / "out", Options(resume=True, overwrite=True), "exclude each other"),
@@ -287,6 +300,29 @@ def test_the_files_are_checked_before_anything_is_written(guard: Guard, tmp_path
         with pytest.raises(UsageError, match=message):
             score_file(guard, source, target, options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "x.partial"]
+
+
+@pytest.mark.parametrize("suffix", [".partial", ".run.json", ".run.json.new"])
+def test_no_file_of_the_run_is_the_input(guard: Guard, tmp_path: Path, suffix: str) -> None:
+    source = tmp_path / f"out{suffix}"
+    source.write_text('{"text": "a"}\n')
+    for options in (Options(), Options(overwrite=True), Options(resume=True)):
+        with pytest.raises(UsageError, match=f"out{suffix} is the input"):
+            score_file(guard, source, tmp_path / "out", options)
+    assert source.read_text() == '{"text": "a"}\n'
+
+
+def test_a_file_that_is_called_like_the_record_is_not_overwritten(guard: Guard, tmp_path: Path) -> None:
+    source, record = tmp_path / "in.jsonl", tmp_path / "out.run.json"
+    source.write_text('{"text": "a"}\n')
+    record.write_text('{"mine": 1}')
+    with pytest.raises(UsageError, match=r"out.run.json is there and is not the record of a run") as caught:
+        score_file(guard, source, tmp_path / "out")
+    assert "--overwrite" in (caught.value.hint or "")
+    assert record.read_text() == '{"mine": 1}'
+    assert score_file(guard, source, tmp_path / "out", Options(overwrite=True)).done
+    (tmp_path / "out").unlink()
+    assert score_file(guard, source, tmp_path / "out").done
 
 
 def test_a_link_is_written_through(guard: Guard, tmp_path: Path) -> None:
@@ -309,6 +345,23 @@ def test_stdin_to_stdout_has_data_there_and_one_line_on_stderr() -> None:
     (summary,) = done.stderr.decode().splitlines()
     assert summary.startswith("stdout: 3 rows: 1 safe, 1 unsafe, 1 error, 1 blank line skipped; ")
     assert summary.endswith(" rows/s")
+
+
+def test_the_output_is_not_appended_to_the_input(tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(b'{"text": "a"}\n')
+    for source in (str(file), "-"):
+        with file.open("rb") as stdin, file.open("ab") as stdout:
+            done = subprocess.run(
+                [*SCORE, source, *SCRIPTED], stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=60
+            )
+        assert (done.returncode, done.stderr.splitlines()[0]) == (2, b"error: -o: stdout is the input")
+    with file.open("rb") as stdin:
+        done = subprocess.run(
+            [*SCORE, "-", "-o", file, "--overwrite", *SCRIPTED], stdin=stdin, capture_output=True, check=False
+        )
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, f"error: -o: {file} is the input".encode())
+    assert file.read_bytes() == b'{"text": "a"}\n'
 
 
 def test_a_terminal_gets_a_progress_bar_and_then_the_summary(tmp_path: Path) -> None:

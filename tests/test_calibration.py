@@ -89,6 +89,10 @@ def test_a_given_calibration_replaces_the_one_beside_the_weights(tmp_path: Path)
         ({"format": 1}, "format: expected 2, got 1"),
         ({"format": 2, "usr": {}}, "usr: unknown key"),
         ({"format": 2, "model": 3}, "model: expected str, got 3"),
+        ({"format": 2, "model": "m"}, "model: 'm' is no id@digest"),
+        ({"format": 2, "taxonomy": "default"}, "taxonomy: 'default' is no id@digest"),
+        ({"format": 2, "taxonomy": "default@243102EC3958"}, "taxonomy: 'default@243102EC3958' is no id@digest"),
+        ({"format": 2, "taxonomy": "@243102ec3958"}, "taxonomy: '@243102ec3958' is no id@digest"),
         ({"format": 2, "user": 0.5}, "user: expected an object"),
         ({"format": 2, "user": {"threshold": 2}}, "user: threshold is 2"),
         ({"format": 2, "user": {"threshold": "x"}}, "user: threshold is 'x'"),
@@ -111,3 +115,24 @@ def test_a_wrong_calibration_file_is_one_clear_line(tmp_path: Path, content: Any
         Calibration.read(file)
     assert str(file) in str(caught.value)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("taxonomy", [None, TAXONOMY.ref])
+def test_codes_that_the_taxonomy_lacks_are_refused(tmp_path: Path, taxonomy: str | None) -> None:
+    file = tmp_path / "calibration.json"
+    for entry in ({"curve": {"temperature": 2}}, {"threshold": 0.3}):
+        side = {"categories": {"A": entry, "ZZ": entry}}
+        content = {"format": 2, "assistant": side, **({"taxonomy": taxonomy} if taxonomy else {})}
+        file.write_text(json.dumps(content))
+        found = Calibration.read(file)
+        with pytest.raises(InputError) as caught:
+            found.under(TAXONOMY, TAXONOMY.digest)
+        assert (caught.value.file, caught.value.field) == (str(file), "assistant.categories.ZZ")
+        assert caught.value.reason == f"{TAXONOMY.ref} has no category 'ZZ'"
+        assert not found.under(OTHER, TAXONOMY.digest).assistant.categories
+
+
+def test_the_shipped_calibration_is_in_order() -> None:
+    with guardrail.load() as guard:
+        assert guard.calibration.taxonomy == guard.taxonomy.ref
+        assert guard.calibration.model == guard.backend.name

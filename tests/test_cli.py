@@ -124,3 +124,20 @@ def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
         assert json.loads(process.stdout.readline())["verdict"] == "safe"
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(("closing", "name"), [("<&-", "stdin"), (">&-", "stdout")])
+def test_a_closed_stream_is_one_line(closing: str, name: str) -> None:
+    command = f'"{sys.executable}" -m guardrail check -m scripted:bad - {closing}'
+    done = subprocess.run(["sh", "-c", command], input="hi", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == f"error: {name} is closed"
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_closed_stderr_says_nothing() -> None:
+    command = f'"{sys.executable}" -m guardrail check -m scripted:bad --json {{}} 2>&-'
+    done = subprocess.run(["sh", "-c", command.format("bad")], capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)["verdict"], done.stderr) == (0, "unsafe", "")
+    done = subprocess.run(["sh", "-c", command.format("''")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")

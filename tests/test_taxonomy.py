@@ -18,7 +18,7 @@ from guardrail import resources
 from guardrail.errors import TaxonomyError, UsageError
 from guardrail.taxonomy import Category, Example, Taxonomy
 from guardrail.taxonomy_category import known_hazards
-from guardrail.types import Message, Role
+from guardrail.types import Message, Role, is_blank
 
 SHIPPED = resources.names("taxonomies", ".yaml")
 
@@ -31,10 +31,11 @@ def texts(minimum: int = 0) -> st.SearchStrategy[str]:
 
 
 lines = texts(1).map(str.strip).filter(lambda text: len(text.splitlines()) == 1)
+said = texts(1).filter(lambda text: not is_blank(text))
 examples = st.builds(
     lambda label, said: Example(label, tuple(map(Message, (Role.USER, Role.ASSISTANT), said))),
     st.sampled_from(["safe", "unsafe"]),
-    st.tuples(texts(1)) | st.tuples(st.text(max_size=9), texts(1)),
+    st.tuples(said) | st.tuples(st.text(max_size=9), said),
 )
 codes = st.text(string.ascii_letters + string.digits, min_size=1, max_size=6) | st.sampled_from(
     ["no", "1", "1.5", "null", "hate/threatening", "self-harm", "ß", "2024-01-01", "0x1F", "true"]
@@ -303,6 +304,12 @@ ERRORS = [
         "    examples:\n    - label: safe\n      text: ''\n",
         9,
         "categories[0].examples[0].text",
+        "the judged text is empty",
+    ),
+    (
+        '    examples:\n    - label: unsafe\n      prompt: x\n      response: "\\u200b\\ufeff"\n',
+        10,
+        "categories[0].examples[0].response",
         "the judged text is empty",
     ),
 ]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrail.errors import ConversationError
+from guardrail.hidden import spelled_out
 from guardrail.types import CategoryScore, Conversation, Decision, Message, Role, Verdict, is_blank
 
 
@@ -44,10 +45,29 @@ def test_text_parts_are_joined() -> None:
     assert Conversation.parse([{"role": "user", "content": parts}]).judged.text == "a\nb"
 
 
-def test_an_assistant_turn_without_content_is_context_like_any_other() -> None:
-    user: list[Any] = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
-    turns = [user[0], {"role": "assistant", "content": None}, user[1]]
+def test_an_empty_turn_is_context_like_any_other() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "b"}]
     assert [message.text for message in Conversation.parse(turns).messages] == ["a", "", "b"]
+
+
+SEND = {"id": "1", "type": "function", "function": {"name": "send", "arguments": '{"to": "you"}'}}
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": "Now.", "tool_calls": [SEND, SEND]}, 'Now.\n{"to": "you"}\n{"to": "you"}'),
+        ({"content": None, "tool_calls": [SEND], "function_call": None}, '{"to": "you"}'),
+        ({"tool_calls": [SEND]}, '{"to": "you"}'),
+        ({"content": None, "function_call": SEND["function"], "tool_calls": None}, '{"to": "you"}'),
+        ({"content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": ["é"]}}}]}, '{"a": ["é"]}'),
+        ({"content": None, "tool_calls": [{"type": "custom", "custom": {"name": "run", "input": "ls"}}]}, "ls"),
+        ({"content": None, "function_call": {"name": "I hate you", "arguments": "{}"}}, "I hate you\n{}"),
+        ({"content": None, "refusal": "I cannot do that."}, "I cannot do that."),
+    ],
+)
+def test_what_a_message_calls_is_part_of_its_text(message: dict[str, Any], text: str) -> None:
+    assert Conversation.parse([{"role": "assistant", **message}]).judged.text == text
 
 
 @pytest.mark.parametrize(
@@ -61,6 +81,19 @@ def test_an_assistant_turn_without_content_is_context_like_any_other() -> None:
         (["text"], "messages[0]", "got str"),
         ([{"role": "usr", "content": "x"}], "messages[0].role", "unknown role 'usr'"),
         ([{"content": "x"}], "messages[0].role", "unknown role None"),
+        ([{"role": "user", "text": "x"}], "messages[0].content", "missing"),
+        ([{"role": "user", "text": "x"}, {"role": "assistant", "content": "y"}], "messages[0].content", "missing"),
+        ([{"role": "user", "content": None}], "messages[0].content", "missing"),
+        ([{"role": "assistant", "content": None, "tool_calls": []}], "messages[0].content", "missing"),
+        ([{"role": "assistant", "tool_calls": "x"}], "messages[0].tool_calls", "got str"),
+        ([{"role": "assistant", "tool_calls": ["x"]}], "messages[0].tool_calls[0]", "got str"),
+        ([{"role": "assistant", "tool_calls": [{"name": "f"}]}], "messages[0].tool_calls[0].function", "missing"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}],
+            "messages[0].tool_calls[0].function.arguments",
+            "missing",
+        ),
+        ([{"role": "assistant", "function_call": "x"}], "messages[0].function_call", "got str"),
         ([{"role": "user", "content": 3}], "messages[0].content", "got int"),
         ([{"role": "user", "content": [3]}], "messages[0].content[0]", "got int"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text", "got NoneType"),
@@ -115,3 +148,52 @@ def test_violated_categories_come_highest_first() -> None:
     scores = tuple(CategoryScore(code, code, score, flagged) for code, score, flagged in rows)
     decision = Decision(Verdict.UNSAFE, True, 0.9, scores, Role.USER, "m", "t", "p")
     assert [category.code for category in decision.violated] == ["c", "a"]
+
+
+ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
+
+
+def tags(text: str) -> str:
+    """The text in tag characters, which nobody sees."""
+    return "".join(chr(0xE0000 + ord(char)) for char in text)
+
+
+def test_tag_characters_are_the_letters_that_they_spell() -> None:
+    every = "".join(map(chr, range(0x20, 0x7F)))
+    assert spelled_out(f"a{tags(every)}b") == f"a{every}b"
+    assert spelled_out(f"\U000e0001{tags('en')} hi\U000e007f") == "en hi"
+    assert spelled_out(f"{ENGLAND}{tags('go')}") == f"{ENGLAND}go"
+    for no_flag in (f"\U0001f3f4{tags('gbeng')}", f"\U0001f3f4{tags('england')}\U000e007f", f"x{ENGLAND[1:]}"):
+        assert spelled_out(no_flag)[1:] in ("gbeng", "england")
+
+
+TAGGED = st.lists(
+    st.sampled_from([ENGLAND, "\U0001f3f4", "\U000e0001", "\U000e007f", "é", " "]) | st.text(max_size=5)
+    | st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=8).map(tags)
+).map("".join)  # fmt: skip
+
+
+@given(TAGGED)
+def test_spelling_out_leaves_nothing_to_spell_out(text: str) -> None:
+    once = spelled_out(text)
+    assert spelled_out(once) == once
+    assert is_blank(text) == is_blank(once)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]).filter(lambda char: not 0xE0000 <= ord(char) <= 0xE007F)))
+def test_a_text_without_tag_characters_is_not_changed(text: str) -> None:
+    assert spelled_out(text) == text
+
+
+def test_hidden_letters_are_not_blank() -> None:
+    assert not any(is_blank(tags(chr(code))) for code in range(0x21, 0x7F))
+    assert Conversation.parse(tags("kill")).judged.text == tags("kill")
+    for blank in (tags(" "), "\U000e0001", "\U000e007f", "\u200b\ufeff"):
+        assert is_blank(blank)
+
+
+def test_a_conversation_is_spelled_out_in_all_of_its_turns() -> None:
+    conversation = Conversation.parse([{"role": "user", "content": tags("a")}, {"role": "assistant", "content": "b"}])
+    assert [message.text for message in conversation.spelled_out().messages] == ["a", "b"]
+    plain = Conversation.parse("é")
+    assert plain.spelled_out() is plain

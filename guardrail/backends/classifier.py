@@ -18,7 +18,7 @@ from typing import Any, Final
 from guardrail.backends.classifier_labels import Labels, read_labels
 from guardrail.backends.labels import label_taxonomy
 from guardrail.calibration import Calibration
-from guardrail.errors import BackendError, MissingExtraError, ModelError, OutOfMemoryError, UsageError
+from guardrail.errors import BackendError, MissingExtraError, ModelError, OutOfMemoryError, UnreadableError, UsageError
 from guardrail.prompting import Prompt, Template
 from guardrail.resources import digest
 from guardrail.scoring import Logits
@@ -151,7 +151,7 @@ class ClassifierBackend:
             if problem is None:
                 rows[text] = self._frame.around(ids)
             else:
-                answers[text] = BackendError(problem)
+                answers[text] = problem
         with self._lock:
             answers |= self._run(rows)
         return [self._logits(answers[prompt.text], prompt, categories) for prompt in prompts]
@@ -166,13 +166,13 @@ class ClassifierBackend:
             return answer
         return self._labels.logits(answer, prompt.taxonomy.codes, categories)
 
-    def _problem(self, text: str, ids: Sequence[int]) -> str | None:
+    def _problem(self, text: str, ids: Sequence[int]) -> BackendError | None:
         """Why the model cannot judge the text."""
         if len(ids) > self.max_tokens:
-            return f"the text has {len(ids)} tokens, the model reads {self.max_tokens}"
+            return BackendError(f"the text has {len(ids)} tokens, the model reads {self.max_tokens}")
         unknown = self.tokenizer.unknown
         if not ids or (any(map(str.isalpha, text)) and all(token == unknown for token in ids)):
-            return "the model cannot read the text: all of its words are unknown to it"
+            return UnreadableError("the model cannot read the text: all of its words are unknown to it")
         return None
 
     def _run(self, rows: dict[str, Ids]) -> dict[str, Answer]:

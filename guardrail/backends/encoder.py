@@ -17,7 +17,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +24,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from guardrail.calibration import Calibration
-from guardrail.errors import BackendError, ModelError, UsageError
+from guardrail.errors import BackendError, ModelError, UnreadableError, UsageError
 from guardrail.prompting import Prompt, PromptBuilder, Template
 from guardrail.resources import digest, folder
 from guardrail.scoring import Logits
@@ -71,7 +70,6 @@ class EncoderBackend:
         self._workers = Workers(self._threads, "guardrail-encoder")
         self.name = f"{config['id']}@{config['digest']}"
         self._vectors: dict[str, Vectors] = {}
-        self._lock = Lock()
 
     @classmethod
     def load(cls, name: str = "", *, threads: int | None = None, template: str | None = None) -> EncoderBackend:
@@ -96,7 +94,7 @@ class EncoderBackend:
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """Encodes prompts for these weights."""
-        return TextTokenizer.from_json((self._path / "tokenizer.json").read_text(encoding="utf-8"))
+        return TextTokenizer.read(self._path / "tokenizer.json")
 
     @cached_property
     def default_taxonomy(self) -> Taxonomy:
@@ -121,8 +119,9 @@ class EncoderBackend:
             ids = self.tokenizer.encode(prompt)
             if len(ids) > self.max_tokens:
                 return BackendError(f"the prompt has {len(ids)} tokens, the model reads {self.max_tokens}")
-            if not self._readable(prompt, ids):
-                return BackendError("the model cannot read the text: most of its letters are unknown to it")
+            unread = self._unread(prompt, ids)
+            if unread is not None:
+                return UnreadableError(f"the model cannot read the text: {unread} unknown to it")
             outputs = ["verdict_logit", "category_logits"] if categories else ["verdict_logit"]
             verdict, *rest = self._run(outputs, self._feed(ids, vectors[prompt.taxonomy.digest]))
             return Logits(0.0, float(verdict[0]), tuple(rest[0][0].tolist()) if rest else ())
@@ -145,16 +144,19 @@ class EncoderBackend:
         """Stop the threads and let go of the model."""
         self._workers.close()
         self._session = None
-        self._vectors.clear()
+        self._vectors = {}
 
-    def _readable(self, prompt: Prompt, ids: Sequence[int]) -> bool:
-        """Whether the vocabulary knows most letters of the judged text; of other scripts it often knows few."""
-        judged = ids[: ids.index(self._separator)]
-        if self.tokenizer.unknown not in judged:
-            return True
-        label, _, text = prompt.segments[1].text.partition(":")
-        known = self.tokenizer.decode(token for token in judged[1:] if token != self.tokenizer.unknown)
-        return _letters(known.strip().removeprefix(label)) >= _READABLE * _letters(text)
+    def _unread(self, prompt: Prompt, ids: Sequence[int]) -> str | None:
+        """What the vocabulary lacks of the judged text, when too little is left to judge; it knows few scripts."""
+        label, colon, text = prompt.segments[1].text.partition(":")
+        start = 1 + len(self.tokenizer.encode_text(label + colon))
+        judged = ids[start : ids.index(self._separator)]
+        known = [token for token in judged if token != self.tokenizer.unknown]
+        if not known:
+            return "all of it is"
+        if len(known) < len(judged) and _letters(self.tokenizer.decode(known)) < _READABLE * _letters(text):
+            return "most of its letters are"
+        return None
 
     def _run(self, outputs: list[str], feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         session = self._session
@@ -182,16 +184,15 @@ class EncoderBackend:
         return self.tokenizer.control_id("[SEP]")
 
     def _category_vectors(self, taxonomy: Taxonomy) -> Vectors:
-        """(C, 384), computed once per taxonomy."""
-        with self._lock:
-            found = self._vectors.get(taxonomy.digest)
-            if found is None:
-                found = self._shipped_vectors(taxonomy)
-                found = self.encode_taxonomy(taxonomy) if found is None else found
-                while len(self._vectors) >= _TAXONOMIES:
-                    self._vectors.pop(next(iter(self._vectors)))
-                self._vectors[taxonomy.digest] = found
-            return found
+        """(C, 384), computed once per taxonomy, or by each of the threads that are the first to ask."""
+        found = self._vectors.get(taxonomy.digest)
+        if found is None:
+            found = self._shipped_vectors(taxonomy)
+            found = self.encode_taxonomy(taxonomy) if found is None else found
+            # A new dictionary instead of a lock, which a forked child would inherit as it was held at the fork.
+            kept = list(self._vectors.items())[1 - _TAXONOMIES :]
+            self._vectors = dict([*kept, (taxonomy.digest, found)])
+        return found
 
     def _shipped_vectors(self, taxonomy: Taxonomy) -> Vectors | None:
         """What `encode_taxonomy` gave at export, if it was for this very taxonomy and template: a quicker start."""

@@ -52,7 +52,7 @@ def read_source(name: str, template: str | None = None, revision: str | None = N
         chosen = template_for(template, names, _chat_template(folder))
     calibration = folder / _CALIBRATION
     return Source(
-        TextTokenizer.from_json(json.dumps(config)),
+        TextTokenizer.read(folder / _TOKENIZER),
         chosen,
         facts.taxonomy if facts else default_taxonomy(chosen),
         Calibration.read(calibration) if calibration.is_file() else Calibration(),
