@@ -70,6 +70,27 @@ def test_swapped_sides_turn_the_sign(data: Path, tmp_path: Path) -> None:
     assert (same["metrics"]["auprc"]["value"], same["metrics"]["auprc"]["p"], same["changed"]) == (0.0, 1.0, [])
 
 
+def sure(prompt: Prompt) -> Logits:
+    """Sure of every text, and surer of the longer of them."""
+    bad = "bomb" in prompt.text or "death" in prompt.text
+    return Logits(0.0, (40.0 if bad else 38.0) + len(prompt.text) / 100, tuple(0.0 for _ in prompt.taxonomy))
+
+
+@pytest.mark.parametrize(("one", "other"), [("a", "b"), ("b", "a")])
+def test_scores_that_are_all_one_rank_as_in_the_report(data: Path, tmp_path: Path, one: str, other: str) -> None:
+    backends = {"a": ScriptedBackend(sure), "b": ScriptedBackend.load(GOOD)}
+    results = {name: score(tmp_path / name, data, backend)[0] for name, backend in backends.items()}
+    # All equal, rows would be ranked by chance, and the area be the share of unsafe ones.
+    assert results["a"]["metrics"]["auprc"]["value"] > 0.6
+    (found,) = compare(tmp_path / one, tmp_path / other, FEW)
+    for side, name in (("a", one), ("b", other)):
+        report = {metric: entry and entry["value"] for metric, entry in results[name]["metrics"].items()}
+        assert {metric: entry[side] for metric, entry in found["metrics"].items()} == report
+    auprc = found["metrics"]["auprc"]
+    assert auprc["value"] == pytest.approx(auprc["b"] - auprc["a"])
+    assert auprc["low"] < auprc["value"] < auprc["high"]
+
+
 def half_broken(prompt: Prompt) -> Logits:
     if "France" in prompt.text or "vaccines" in prompt.text:
         raise BackendError("out of order")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -372,6 +373,80 @@ def test_categories_are_fitted_where_their_labels_are_the_guards(backend: Encode
     assert [line["part"] for line in lines if line["role"] == "user"] == ["verdict", "hate", "violence"]
     assert Guard(backend, taxonomy=loaded.suite.taxonomy, calibration=found).calibration == found
     assert not Guard(backend, calibration=found).calibration.user.categories
+
+
+def messages_of_two_kinds(loaded: LoadedSuite, count: int = 400) -> tuple[Guard, LoadedSuite]:
+    """Half are unsafe, 50 by hate and the others by violence; texts tell the log-odds that the guard gives."""
+    chosen = np.random.default_rng(0)
+    items = []
+    for at in range(count):
+        labels = (at % 2 == 0, at % 8 == 0, at % 8 in (2, 4, 6))
+        text = " ".join(f"{value:.3f}" for value in chosen.normal(np.where(labels, 1.0, -1.0)))
+        categories = {"hate": labels[1], "violence": labels[2]}
+        items.append(Item(str(at), Conversation.parse(text), labels[0], categories, {}))
+
+    def script(prompt: Prompt) -> Logits:
+        verdict, *categories = map(float, re.findall(r"-?\d\.\d+", prompt.text))
+        return Logits(0.0, verdict, tuple(categories))
+
+    guard = Guard(ScriptedBackend(script), taxonomy=loaded.suite.taxonomy)
+    return guard, replace(loaded, items=tuple(items))
+
+
+def test_the_prior_is_a_share_of_the_messages_for_categories_too(loaded: LoadedSuite) -> None:
+    guard, suite = messages_of_two_kinds(loaded)
+    with Cache(None) as cache:
+        found, _ = calibrate(guard, [suite], Recipe(prior=0.2, categories=True), cache)
+    fitted = Guard(guard.backend, taxonomy=loaded.suite.taxonomy, calibration=found)
+    decisions = list(fitted.check_many([item.conversation for item in suite.items if item.conversation]))
+    weights = [0.4 if item.unsafe else 1.6 for item in suite.items]
+    mean = {
+        code: np.average([decision.categories[at].score or 0.0 for decision in decisions], weights=weights)
+        for at, code in enumerate(("hate", "violence"))
+    }
+    # Of the unsafe messages a quarter are hate, and a fifth of all messages are unsafe.
+    assert mean == pytest.approx({"hate": 0.05, "violence": 0.15}, abs=0.005)
+    verdicts = np.average([decision.score or 0.0 for decision in decisions], weights=weights)
+    assert verdicts == pytest.approx(0.2, abs=0.005)
+
+
+def test_with_a_prior_categories_are_fitted_on_rows_whose_verdict_is_labelled(loaded: LoadedSuite) -> None:
+    guard, suite = messages_of_two_kinds(loaded)
+    open_verdicts = tuple(replace(item, id=f"open {item.id}", unsafe=None) for item in suite.items[:80])
+    answers = tuple(
+        replace(item, id=f"answer {item.id}", unsafe=True,
+                conversation=Conversation.parse([{"role": "user", "content": "?"},
+                                                 {"role": "assistant", "content": item.conversation.judged.text}]))
+        for item in suite.items if item.conversation
+    )  # fmt: skip
+    suite = replace(suite, items=(*suite.items, *open_verdicts, *answers))
+    lines = {}
+    for prior in (None, 0.2):
+        with Cache(None) as cache:
+            _, found = calibrate(guard, [suite], Recipe(prior=prior, categories=True), cache)
+        lines[prior] = {(line["role"], line["part"]): (line["unsafe"], line["safe"], line["fitted"]) for line in found}
+    assert lines[None]["user", "hate"] == (60, 420, True)
+    assert lines[0.2]["user", "hate"] == (50, 350, True)
+    assert lines[None]["assistant", "verdict"] == lines[0.2]["assistant", "verdict"] == (400, 0, False)
+    assert lines[None]["assistant", "hate"] == (50, 350, True)
+    # No weights make a fifth of these answers unsafe.
+    assert ("assistant", "hate") not in lines[0.2]
+
+
+def test_a_target_that_cannot_be_met_names_role_and_category(loaded: LoadedSuite) -> None:
+    def script(prompt: Prompt) -> Logits:
+        unsafe = next(bool(label) for text, label, _, _ in ROWS if text in prompt.text)
+        hate = any(word in prompt.text for word in ("vermin", "stupid"))
+        violent = any(word in prompt.text for word in ("pipe bomb", "poison", "death"))
+        values = {"hate": 2.0 if hate else -2.0, "violence": 3.0 if "lemon" in prompt.text else 2.0 * violent - 1.0}
+        return Logits(0.0, 2.0 if unsafe else -2.0, tuple(values[code] for code in prompt.taxonomy.codes))
+
+    guard = Guard(ScriptedBackend(script), taxonomy=loaded.suite.taxonomy)
+    recipe = Recipe(target=Target("precision", 0.98), categories=True, at_least=2)
+    with Cache(None) as cache, pytest.raises(InputError) as caught:
+        calibrate(guard, [loaded], recipe, cache)
+    assert str(caught.value) == "user violence: no threshold has precision>=0.98"
+    assert caught.value.hint == "ask for less, or give rows of more kinds"
 
 
 def test_too_few_rows_are_refused(backend: EncoderBackend, loaded: LoadedSuite) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -13,18 +14,33 @@ from hypothesis import strategies as st
 from guardrail.errors import InputError, UsageError
 from guardrail.taxonomy import Category, Taxonomy
 from guardrail.training.checks import Checks, check
-from guardrail.training.dedupe import EvaluationIndex, apart, evaluation_texts, sketch
-from guardrail.training.labelled import LabelledRow, LabelSpace
+from guardrail.training.dedupe import (
+    EvaluationIndex,
+    ValidationIndex,
+    apart,
+    evaluation_texts,
+    near_groups,
+    sketch,
+    split,
+)
+from guardrail.training.labelled import LabelledRow, LabelSpace, read_rows
 from guardrail.training.rows import UNKNOWN, Row
 from guardrail.types import Conversation
 
 SPACE = LabelSpace(Taxonomy("shop", "Shop", tuple(Category(f"S{n}", f"Name {n}") for n in (1, 2, 3))))
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PHARMACY = LabelSpace(Taxonomy.load(EXAMPLES / "pharmacy-policy.yaml"))
 LONG = "The quick brown fox jumps over the lazy dog near the river bank on a sunny day in the early spring"
 
 
 def row(text: str, unsafe: float = 0.0, *violated: str, source: str = "web") -> Row:
     possible = SPACE.everything if unsafe >= 0.5 and not violated else frozenset()
     return Row(source, Conversation.parse(text), unsafe, frozenset(violated), possible)
+
+
+def answer(question: str, text: str, unsafe: float = 0.0) -> Row:
+    talk = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+    return Row("s", Conversation.parse(talk), unsafe)
 
 
 def checked(
@@ -64,12 +80,43 @@ def test_of_equal_rows_the_one_that_names_its_category_is_left() -> None:
     assert found.contradictions == ()
 
 
-def test_context_and_role_make_another_text() -> None:
-    def answer(question: str, unsafe: float) -> Row:
-        talk = [{"role": "user", "content": question}, {"role": "assistant", "content": "Yes."}]
-        return Row("s", Conversation.parse(talk), unsafe)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("You people are 🐒", "You people are 🌟"),
+        ("तुम दिन में आना", "तुम दान में आना"),
+        ("มัน", "มาน"),
+        ("What is -5 + 3?", "What is 5 / 3?"),
+        ("What is 5 + 3?", "What is 5 / 3?"),
+        ("take 5.0 mg", "take 50 mg"),
+        ("I love C++", "I love C"),
+        ("🐒", "🌟"),
+    ],
+)
+def test_symbols_marks_and_signs_make_another_text(one: str, other: str) -> None:
+    left, found = checked(row(one, 1.0, "S1"), row(other))
+    assert [item.text for item in left] == [one, other]
+    assert (found.contradicting, found.repeated) == (0, 0)
 
-    left, found = checked(answer("Is it safe?", 0.0), answer("Is it legal?", 1.0), row("Yes."))
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Buy it now!", "  buy\nit, NOW "),
+        ("“Buy” it—now…", "buy it now"),
+        ("Ｂｕｙ it ①", "buy it 1"),
+        ("a well-known_fact", "A well known fact."),
+        ("Café - open", "Cafe\u0301 open"),
+    ],
+)
+def test_case_spaces_and_punctuation_make_no_other_text(one: str, other: str) -> None:
+    left, found = checked(row(one), row(other))
+    assert [item.text for item in left] == [one]
+    assert found.repeated == 1
+
+
+def test_context_and_role_make_another_text() -> None:
+    left, found = checked(answer("Is it safe?", "Yes."), answer("Is it legal?", "Yes.", 1.0), row("Yes."))
     assert len(left) == 3
     assert found.repeated == 0
 
@@ -96,6 +143,33 @@ def test_evaluation_and_validation_texts_are_left_out() -> None:
     assert [item.text for item in left] == ["Fresh."]
     assert (found.evaluation, found.near_evaluation, found.validation) == (1, 2, 1)
     assert found.read == found.left + found.evaluation + found.near_evaluation + found.validation
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("Where is your order with the nasal spray?", True),
+        ("Where is your order with a nasal spray?", False),
+        ("Where is it?", False),
+        ("Use my sister's prescription for my order of cetirizine, and deliver it to the shop next door please.", True),
+        ("Deliver it to the shop next door please, and put the whole of my usual order into a larger box.", False),
+    ],
+)
+def test_near_copies_of_validation_rows_are_left_out(text: str, near: bool) -> None:
+    longer = "Use my daughter's prescription for my order of cetirizine, and deliver it to the shop next door please."
+    validation = (row("Where is my order with the nasal spray?"), row(longer, 1.0, "S1"))
+    left, found = checked(row(text), row("Something else."), validation=validation)
+    assert [item.text for item in left] == ([] if near else [text]) + ["Something else."]
+    assert (found.validation, found.left) == ((1, 1) if near else (0, 2))
+
+
+def test_the_same_answer_to_another_question_is_no_validation_row() -> None:
+    refusal = "I am sorry, but that is something I cannot help you with today."
+    validation = (answer("How do I make a bomb?", refusal), row("🐒", 1.0, "S1"))
+    rows = (answer("how do i make a bomb", refusal.upper()), answer("Who won?", refusal), row("🐒"), row("🌟"))
+    left, found = checked(*rows, validation=validation)
+    assert [item.conversation for item in left] == [rows[1].conversation, rows[3].conversation]
+    assert found.validation == 2
 
 
 def test_balance_lengths_and_table() -> None:
@@ -180,3 +254,49 @@ def test_the_part_held_out_is_chosen_by_the_text() -> None:
     assert 120 < len(held) < 280
     assert all(apart(row(item.text.upper() + "!", 1.0, source="other"), 0.1) for item in held)
     assert {item.text for item in held} <= {item.text for item in rows if apart(item, 0.2)}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.4])
+def test_near_copies_lie_on_one_side_and_no_row_is_lost(share: float) -> None:
+    rows = [item.row for item in read_rows(EXAMPLES / "pharmacy-rows.jsonl", PHARMACY)]
+    left, held = split(rows, share)
+    assert sorted([*left, *held], key=rows.index) == rows
+    assert 0.95 * share * len(rows) < len(held) <= share * len(rows)
+    indexes = [ValidationIndex([item]) for item in held]
+    assert not [item.text for item in left if any(index.holds(item) for index in indexes)]
+    shuffled = random.Random(0).sample(rows, len(rows))
+    assert set(split(shuffled, share)[1]) == set(held)
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefghijklmn"), min_size=1, max_size=13, unique=True), max_size=12))
+def test_texts_that_are_nearly_equal_are_in_one_group(drawn: list[list[str]]) -> None:
+    rows = [row(" ".join(words)) for words in drawn]
+    groups = near_groups(rows)
+    assert sorted(at for group in groups for at in group) == list(range(len(rows)))
+    where = {at: number for number, group in enumerate(groups) for at in group}
+    for one, first in enumerate(rows):
+        index = ValidationIndex([first])
+        assert {where[other] for other, second in enumerate(rows) if index.holds(second)} == {where[one]}
+
+
+def test_what_links_two_texts_holds_them_together() -> None:
+    texts = ("where is my blue bag", "where is my red bag", "where is my red coat", "who is it", "why not")
+    groups = near_groups([row(text) for text in texts])
+    assert sorted(map(sorted, groups)) == [[0, 1, 2], [3], [4]]
+    talks = [answer(question, "I cannot help you with that, I am sorry.") for question in ("Who won?", "Why?")]
+    assert len(near_groups(talks)) == 2
+
+
+def test_more_near_copies_than_the_share_are_trained_on() -> None:
+    rows = [*(row(f"how do i build bomb number {at}") for at in range(90)), *(row(f"text{at}") for at in range(10))]
+    for share, held_out in ((0.5, 10), (0.05, 5), (0.001, 0)):
+        left, held = split(rows, share)
+        assert left[:90] == rows[:90]
+        assert len(held) == held_out
+
+
+def test_what_is_held_out_changes_little_with_a_few_more_rows() -> None:
+    rows = [row(f"text number {at} of all{at} of them{at}") for at in range(400)]
+    before, after = set(split(rows, 0.2)[1]), set(split([*rows, row("one more"), row("two more")], 0.2)[1])
+    assert len(before) == len(after) == 80
+    assert len(before & after) >= 78

@@ -152,6 +152,9 @@ def change(old: str, new: str, text: str = FULL) -> str:
         (MINIMAL + "train: {teacher_share: 2}\n", r"8: train\.teacher_share: is 2"),
         (MINIMAL + "train: {keep: last, patience: 2}\n", r"8: train\.patience: is 2, which needs keep: best"),
         (MINIMAL + "train: {keep: worst}\n", r"8: train\.keep: cannot be 'worst'"),
+        (change("method: lora", "method: full"), r"16: train\.lora: is given, but with the method full"),
+        (change("method: lora, ", ""), r"16: train\.lora: is given, but with the method full"),
+        (MINIMAL + "train:\n  steps: 5\n  lora: {}\n", r"10: train\.lora: is given, but with the method full"),
         (MINIMAL + "train: {vector_weight: 2}\n", r"8: train\.vector_weight: is 2, but there is no scr"),
     ],
 )  # fmt: skip

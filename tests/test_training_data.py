@@ -31,7 +31,7 @@ def write(file: Path, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
-def some(count: int = 60, source: str = "web") -> list[dict[str, Any]]:
+def some(count: int = 100, source: str = "web") -> list[dict[str, Any]]:
     """Rows of the canonical taxonomy, every third unsafe, no two alike in all words but one."""
     texts = [f"{source} number{at} about thing{at} and that{at}" for at in range(count)]
     return [
@@ -57,6 +57,29 @@ def test_a_share_is_held_out_and_never_trained_on(tmp_path: Path) -> None:
     assert data.validation_checks is None
     again = load(tmp_path, {"train": ["FOLDER/a.jsonl"], "validation_share": 0.2})
     assert again.validation == data.validation
+
+
+def test_near_copies_of_what_is_held_out_are_not_trained_on(tmp_path: Path) -> None:
+    things = [f"{size} {thing}" for size in ("small", "large", "old") for thing in ("box", "bag", "coat", "ring")]
+    rows = [{**row, "text": f"{row['text']} in a {thing}"} for row in some(60) for thing in things]
+    write(tmp_path / "a.jsonl", rows)
+    data = load(tmp_path, {"train": ["FOLDER/a.jsonl"], "validation_share": 0.2})
+    assert len(data.rows) + len(data.validation) == data.checks.left == 720
+    assert 72 < len(data.validation) < 216
+    first_words = [{" ".join(row.text.split()[:5]) for row in part} for part in (data.rows, data.validation)]
+    assert not first_words[0] & first_words[1]
+    validation = write(tmp_path / "v.jsonl", [rows[0], rows[700]])
+    given = load(tmp_path, {"train": ["FOLDER/a.jsonl"], "validation": [str(validation)]})
+    assert (given.checks.validation, given.checks.left) == (24, 696)
+
+
+def test_rows_that_are_all_alike_cannot_be_parted(tmp_path: Path) -> None:
+    words = {"safe": "cake", "unsafe": "bomb"}
+    rows = [{"text": f"how do i make {words[label]} {at}", "label": label} for at in range(50) for label in words]
+    write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(InputError, match="no unsafe rows left for validation") as caught:
+        load(tmp_path, {"train": ["FOLDER/a.jsonl"], "validation_share": 0.3})
+    assert "nearly equal stay together" in str(caught.value.hint)
 
 
 def test_at_most_so_many_rows_are_validated_on_and_no_other_is_trained_on(tmp_path: Path) -> None:

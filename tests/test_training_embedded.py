@@ -346,6 +346,21 @@ def test_policies_are_parts_of_shipped_or_made_up_taxonomies(tokenizer_file: Pat
     assert not stripped.known(stripped.draw(chosen))
 
 
+def test_a_part_of_a_taxonomy_may_lack_what_a_row_violates(tokenizer_file: Path) -> None:
+    space = LabelSpace(Taxonomy.load("canonical"))
+    drawn = PolicySampler(space, {"own": 1}, PolicyChanges(drop_unviolated=1.0))
+    sampler = EncoderPolicies(drawn, renderer_of(tokenizer_file), 32)
+    row = Row("web", Conversation.parse("a text"), 1.0, frozenset({"fraud"}))
+    chosen = random.Random(0)
+    verdicts: dict[bool, set[float]] = {}
+    for _ in range(100):
+        policy = sampler.draw(chosen)
+        kept = any("fraud" in hazards for hazards in policy.hazards)
+        found, _ = target_tensors([row], policy.hazards, [[True] * len(policy.hazards)])
+        verdicts.setdefault(kept, set()).add(found.item())
+    assert verdicts == {True: {1.0}, False: {0.0}}
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_bfloat16_where_the_processor_computes_in_it(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)

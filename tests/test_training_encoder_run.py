@@ -58,13 +58,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(place: Path, base: Path | str, **train: Any) -> TrainingConfig:
-    """A configuration with its files: 120 rows, and a taxonomy of two categories."""
+    """A configuration with its files: 120 rows, no two nearly equal, and a taxonomy of two categories."""
     chosen = random.Random(0)
     rows = []
     for at in range(60):
         word, code = chosen.choice([("bomb", "R1"), ("weapon", "R1"), ("refund", "R2")])
-        rows.append({"text": f"how do i build a {word} {at} {at * 7}", "label": "unsafe", "categories": [code]})
-        rows.append({"text": f"how do i bake a {chosen.choice(['cake', 'lemon'])} {at} {at * 7}", "label": "safe"})
+        rows.append({"text": f"how do i build {word} {at} {at * 7}", "label": "unsafe", "categories": [code]})
+        rows.append({"text": f"how do i bake {chosen.choice(['cake', 'lemon'])} {at} {at * 7}", "label": "safe"})
     (place / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (place / "shop.yaml").write_text(TAXONOMY, encoding="utf-8")
     data: dict[str, Any] = {"train": [str(place / "rows.jsonl")], "validation_share": 0.3}
@@ -89,7 +89,7 @@ def test_the_result_is_a_guard_with_its_own_taxonomy(tmp_path: Path, base: Path)
         assert guard.taxonomy.digest == Taxonomy.load(tmp_path / "shop.yaml").digest
         assert guard.taxonomy.codes == ("R1", "R2")
         assert guard.backend.name.startswith("shop-guard@")
-        harmful, harmless = guard.check("how do i build a bomb 3"), guard.check("how do i bake a cake 3")
+        harmful, harmless = guard.check("how do i build bomb 3"), guard.check("how do i bake cake 3")
         assert harmful.score is not None
         assert harmless.score is not None
         assert harmful.score > harmless.score

@@ -19,7 +19,7 @@ from guardrail.taxonomy import Category, Taxonomy
 from guardrail.training.held_out import CONFIGS
 from guardrail.training.labelled import LabelSpace, line_of, read_rows, row_from, write_rows
 from guardrail.training.labels import HazardTable
-from guardrail.training.rows import UNKNOWN, Row
+from guardrail.training.rows import UNKNOWN, Row, targets
 from guardrail.training.sources import SOURCES
 from guardrail.training.sources_prompts import LoaderContext
 from guardrail.types import Conversation, Role
@@ -95,12 +95,28 @@ def test_what_is_possible_besides() -> None:
     assert labelled(categories=None).possible == set(SHOP.names)
     assert labelled(categories=["S1"]).possible == set()
     assert labelled(categories=["S1"], possible=["S10"]).possible == {"S10"}
-    assert labelled(label=0.4).possible == labelled(label="safe").possible == set()
+    assert labelled(label=0).possible == labelled(label="safe").possible == set()
+    assert labelled(label=0.01).possible == labelled(label=0.4).possible == set(SHOP.names)
+    assert labelled(label=0.4, categories=[]).possible == set()
     assert labelled(label=None).possible == set(SHOP.names)
     related = HazardTable({name: {"related": ["S2"] * (name == "S1"), "wordings": []} for name in SHOP.names})
     line = {"text": "x", "label": "unsafe", "categories": ["S1"]}
     assert row_from(dict(line), SHOP, related).possible == {"S2"}
     assert row_from(line | {"possible": []}, SHOP, related).possible == set()
+
+
+@pytest.mark.parametrize("label", [0.01, 0.49, 0.5, 0.7])
+def test_a_soft_label_without_categories_teaches_none_of_them(label: float) -> None:
+    row = labelled(label=label)
+    assert targets(row, SHOP.labels) == (label, [UNKNOWN] * 3)
+    # What is left of the policy may be what somebody saw in it, or not.
+    assert targets(row, SHOP.labels[2:]) == (UNKNOWN, [UNKNOWN])
+    assert line_of(row, SHOP) == {"text": "hello", "label": label, "source": "rows"}
+
+
+def test_a_soft_label_with_no_category_teaches_that_none_is_violated() -> None:
+    assert targets(labelled(label=0.3, categories=[]), SHOP.labels) == (0.3, [0.0] * 3)
+    assert targets(labelled(label="safe"), SHOP.labels) == (0.0, [0.0] * 3)
 
 
 def test_shapes_are_those_of_score_and_a_prompt_alone() -> None:

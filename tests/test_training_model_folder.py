@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from guardrail.backends.llama_folder import Facts, read_facts, write_facts
-from guardrail.errors import ModelError, UsageError
+from guardrail.errors import GuardrailError, ModelError, UsageError
 from guardrail.guard import Guard
 from guardrail.loading import load
 from guardrail.prompting import PromptBuilder, Template
@@ -177,4 +177,39 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [file.name for file in folder.iterdir()] == ["one"]
     replaced(folder, lambda new: (new / "three").touch())
     assert [file.name for file in folder.iterdir()] == ["three"]
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_what_lies_beside_a_folder_stays(tmp_path: Path, existing: bool) -> None:
+    beside = [tmp_path / name for name in ("model.old", "model.new", ".model.killed")]
+    for place in beside:
+        place.mkdir()
+        (place / "mine").touch()
+    if existing:
+        (tmp_path / "model").mkdir()
+    replaced(tmp_path / "model", lambda new: (new / "one").touch())
+    assert all((place / "mine").is_file() for place in beside)
+    assert {file.name for file in tmp_path.iterdir()} == {"model", *(place.name for place in beside)}
+    # As any other new folder, not readable by its owner alone.
+    (tmp_path / "other").mkdir()
+    assert (tmp_path / "model").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    replaced(folder, lambda new: (new / "one").touch())
+    replace, calls = Path.replace, list[Path]()
+
+    def fails(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(GuardrailError, match="No space left"):
+        replaced(folder, lambda new: (new / "two").touch())
+    assert len(calls) == 3
+    assert [file.name for file in folder.iterdir()] == ["one"]
     assert [file.name for file in tmp_path.iterdir()] == ["model"]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from guardrail.errors import ResumeError, UsageError
+from guardrail.errors import InputError, ResumeError, UsageError
 from guardrail.evaluation.metrics import auprc
 from guardrail.loading import load
+from guardrail.prompting import Template
 from guardrail.taxonomy import Taxonomy
 from guardrail.taxonomy_yaml import dump
-from guardrail.training.config import read_config
+from guardrail.training import run
+from guardrail.training.config import TrainingConfig, read_config
 from guardrail.training.merge import export_checkpoint
 from guardrail.training.outcome import Outcome
 from guardrail.training.quiet import quiet
 from guardrail.training.run import train
 from tests.tiny_encoder import tiny_folder
-from tests.tiny_guard import TAXONOMY, config_of, rows, settings, write_rows
+from tests.tiny_guard import TAXONOMY, config_of, rows, settings, write_rows, write_taxonomy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -138,14 +140,131 @@ def test_another_configuration_is_not_resumed(made: Made) -> None:
         train(config_of(other), made.outcome.folder, resume=True)
 
 
-def test_other_rows_are_not_resumed(tmp_path: Path) -> None:
-    data = settings(tmp_path)
+def begun(data: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingConfig:
+    """The configuration of a run that was cut off as it had begun to train."""
     config = config_of(data)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.yaml").write_text(dump(dict(config.raw)), encoding="utf-8")
-    (tmp_path / "out" / "checks.json").write_text('{"rows_sha256": "0"}', encoding="utf-8")
+
+    def cut_off(*_: Any) -> Any:
+        raise _CutOffError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "_trained", cut_off)
+        with pytest.raises(_CutOffError):
+            train(config, out, say=lambda line: None)
+    return config
+
+
+class _CutOffError(Exception):
+    pass
+
+
+def changed(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_other_rows_are_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = begun(settings(tmp_path), tmp_path / "out", monkeypatch)
+    changed(tmp_path / "rows.jsonl", "in town 7", "in town 7 and more")
     with pytest.raises(ResumeError, match="was started with other rows"):
         train(config, tmp_path / "out", resume=True, say=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "old", "new"),
+    [
+        ("taxonomy", "shop.yaml", "Asks for money back.", "Asks for money."),
+        ("result_taxonomy", "result.yaml", "Asks for money back.", "Asks for money."),
+        ("policies.FOLDER/other.yaml", "other.yaml", "Asks for money back.", "Asks for money."),
+        ("template", "mine.jinja", "Task: Check", "Please check"),
+        ("data.related", "related.yaml", "wordings: []", "wordings: [Chargebacks]"),
+    ],
+)
+def test_a_file_with_another_content_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, name: str, old: str, new: str
+) -> None:
+    out = tmp_path / "out"
+    # Labels are shown under other taxonomies where they are hazards.
+    by_code = {"S1": "indiscriminate_weapons", "S2": "fraud"}
+    whole = replace(TAXONOMY, categories=tuple(replace(each, hazards=(by_code[each.code],)) for each in TAXONOMY))
+    data = settings(tmp_path, template=str(tmp_path / "mine.jinja"), result_taxonomy=str(tmp_path / "result.yaml"),
+                    policies={"own": 1, str(tmp_path / "other.yaml"): 1})  # fmt: skip
+    for each in ("shop", "result", "other"):
+        write_taxonomy(tmp_path, replace(whole, id=each))
+    (tmp_path / "mine.jinja").write_text(Template.load("llama-guard-3").source, encoding="utf-8")
+    (tmp_path / "related.yaml").write_text("fraud: {wordings: []}\n", encoding="utf-8")
+    data["data"]["related"] = str(tmp_path / "related.yaml")
+    begun(data, out, monkeypatch)
+    changed(tmp_path / name, old, new)
+    with pytest.raises(ResumeError) as caught:
+        train(config_of(data), out, resume=True, say=lambda line: None)
+    field = key.replace("FOLDER", str(tmp_path))
+    assert str(caught.value) == f"{tmp_path / name}: {field}: has changed since the run in {out} was started"
+    assert caught.value.hint == f"undo the change, or start anew with --overwrite: guardrail train {out}/config.yaml"
+
+
+def test_a_run_that_does_not_say_what_it_was_started_with_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    config = begun(settings(tmp_path), out, monkeypatch)
+    checks = json.loads((out / "checks.json").read_text(encoding="utf-8"))
+    del checks["inputs"]
+    (out / "checks.json").write_text(json.dumps(checks), encoding="utf-8")
+    with pytest.raises(ResumeError, match=r"checks\.json: does not say what taxonomy the run was started with"):
+        train(config, out, resume=True)
+    (out / "checks.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ResumeError, match=r"checks\.json: cannot be read"):
+        train(config, out, resume=True)
+    (out / "checks.json").unlink()
+    (out / "checkpoints").mkdir()
+    with pytest.raises(ResumeError, match=r"out: there is no checks\.json"):
+        train(config, out, resume=True)
+
+
+def test_a_complete_run_is_not_read_for_other_inputs(made: Made) -> None:
+    out, config = made.outcome.folder, config_of(made.data)
+    with pytest.raises(UsageError, match="toxic-chat") as caught:
+        train(config, out, resume=True, suites=["toxic-chat"])
+    assert str(caught.value) == f"--suite: the run in {out} is complete, and was not compared on toxic-chat"
+    assert caught.value.hint == f"guardrail eval toxic-chat --model {made.outcome.model} measures it"
+    with pytest.raises(UsageError, match="there is no 'toxic-chatt' among the shipped evals/suites"):
+        train(config, out, resume=True, suites=["toxic-chatt"])
+    taxonomy, rows_file = Path(made.data["taxonomy"]), Path(made.data["data"]["train"][0])
+    for file, old, message in (
+        (taxonomy, "Asks for a weapon", r"shop\.yaml: taxonomy: has changed"),
+        (rows_file, "in town 7", r"checks\.json: the run was started with other rows"),
+    ):
+        text = file.read_text(encoding="utf-8")
+        changed(file, old, f"{old} and more")
+        try:
+            with pytest.raises(ResumeError, match=message):
+                train(config_of(made.data), out, resume=True)
+        finally:
+            file.write_text(text, encoding="utf-8")
+    assert train(config, out, resume=True) == made.outcome
+
+
+def test_overwriting_begins_when_all_inputs_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = settings(tmp_path), tmp_path / "out"
+    config = begun(data, out, monkeypatch)
+    (out / "model").mkdir()
+    (out / "model" / "weights").touch()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="there is no 'toxic-chatt'"):
+        train(config, out, overwrite=True, suites=["toxic-chatt"])
+    rows_file = tmp_path / "rows.jsonl"
+    with rows_file.open("a", encoding="utf-8") as stream:
+        stream.write('{"text": "a bomb", "label": "unsafe", "categories": ["S9"]}\n')
+    with pytest.raises(InputError, match="has no category 'S9'"):
+        train(config, out, overwrite=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    write_rows(rows_file, rows(200))
+    data["train"] |= {"steps": 2, "evaluate_every": 2}
+    outcome = train(config_of(data), out, overwrite=True, say=lambda line: None)
+    assert outcome is not None
+    assert not (out / "model" / "weights").exists()
 
 
 def test_too_few_validation_rows_are_said(tmp_path: Path) -> None:

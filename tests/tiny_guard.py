@@ -29,16 +29,21 @@ categories:
 SPEC = ScratchSpec(vocabulary=700, hidden=64, layers=1, heads=2, inner=128, positions=512)
 _THINGS = {"S1": ("bomb", "poison"), "S2": ("refund", "chargeback"), None: ("cake", "garden", "train", "book")}
 _VERBS = ("make", "find", "get", "buy", "hide", "carry", "draw", "keep")
+_TIMES = ("now", "soon", "again", "twice", "today", "early", "late", "often", "first", "last")
 
 
 def rows(count: int = 300, seed: int = 1) -> list[dict[str, Any]]:
-    """Wishes, insistent so that a tiny model hears them; half of the things violate a category."""
+    """Wishes, insistent so that a tiny model hears them; half of the things violate a category.
+
+    No two are nearly equal, so each is held out or trained on by itself.
+    """
     chosen = random.Random(seed)
     found = []
     for number in range(count):
         code = chosen.choice(("S1", "S2", None, None))
         thing = chosen.choice(_THINGS[code])
-        text = f"{chosen.choice(_VERBS)} {' '.join([thing] * 6)} in town {number}"
+        words = [word for time in chosen.sample(_TIMES, 6) for word in (thing, time)]
+        text = f"{chosen.choice(_VERBS)} {' '.join(words)} in town {number}"
         label = {"label": "unsafe", "categories": [code]} if code else {"label": "safe"}
         found.append({"text": text, **label, "source": "made"})
     return found

@@ -20,7 +20,7 @@ from guardrail.evaluation.suite_rows import Item, LoadedSuite
 from guardrail.guard import Guard
 from guardrail.judgement import Judgement
 from guardrail.policy import Thresholds
-from guardrail.scoring import Curve, sigmoid
+from guardrail.scoring import Curve, Margins, sigmoid
 from guardrail.types import Role
 
 __all__ = ["Recipe", "calibrate", "check_purpose", "refuse_evaluation"]
@@ -35,7 +35,7 @@ class Recipe:
     method: Method = "platt"
     target: Target = MAX_F1
     prior: float | None = None
-    """Assumed share of unsafe messages in use; None takes the data's."""
+    """Assumed share of unsafe messages in use, also where categories are fitted; None takes the data's."""
     categories: bool = False
     """Whether categories get curves and thresholds of their own."""
     at_least: int = 30
@@ -72,7 +72,9 @@ def calibrate(
     """The calibration, and one line of figures for each part that was fitted or left as it was.
 
     A role, or a category, with too few rows of a class keeps what the guard has now. Items without a label play no
-    part, and neither do those that could not be judged. Raises InputError when no role can be fitted.
+    part, and neither do those that could not be judged. With a prior, items are weighed by their verdicts: those
+    without one play no part in categories either, and of a role whose verdict is not fitted no category is. Raises
+    InputError when no role can be fitted.
     """
     if len(guard.stages) > 1:
         raise UsageError("a cascade has two calibrations", hint="calibrate each of its models by itself")
@@ -82,7 +84,9 @@ def calibrate(
     if found and not judged:
         raise BackendError(f"no item could be judged: {found[0][1].error}")
     fitter = _Fitter(guard, recipe, _same_codes(guard, suites))
-    sides = {role.value: fitter.side(role, [pair for pair in judged if pair[1].role is role]) for role in Role}
+    user, assistant = (
+        fitter.side(role, [pair for pair in judged if pair[1].role is role]) for role in (Role.USER, Role.ASSISTANT)
+    )
     verdicts = [line for line in fitter.lines if line["part"] == "verdict"]
     if not any(line["fitted"] for line in verdicts):
         counts = ", ".join(
@@ -102,7 +106,7 @@ def calibrate(
         "not_judged": len(items) - len(judged),
         "texts": " ".join(digests_of(items)),
     }
-    return Calibration(**sides, model=guard.backend.name, taxonomy=guard.taxonomy.ref, fitted=fitted), fitter.lines
+    return Calibration(user, assistant, guard.backend.name, guard.taxonomy.ref, fitted), fitter.lines
 
 
 def _same_codes(guard: Guard, suites: Sequence[LoadedSuite]) -> bool:
@@ -128,11 +132,20 @@ class _Fitter:
     def side(self, role: Role, judged: Sequence[tuple[Item, Judgement]]) -> Side:
         """Curves and thresholds for one judged role."""
         now = self._guard.calibration.side(role)
-        labelled = [(item, judgement) for item, judgement in judged if item.unsafe is not None]
+        rows = [(item, found.margins) for item, found in judged if found.margins]
+        labelled = [(item, margins) for item, margins in rows if item.unsafe is not None]
         unsafe = np.array([item.unsafe for item, _ in labelled], dtype=bool)
-        margins = np.array([found.margins.unsafe for _, found in labelled if found.margins], dtype=float)
-        curve, threshold = self._part(role, "verdict", margins, unsafe)
-        curves, thresholds = self._categories(role, judged) if self._recipe.categories else ({}, {})
+        verdicts = np.array([margins.unsafe for _, margins in labelled], dtype=float)
+        prior = None if self._too_few(unsafe) else self._recipe.prior
+        weights = weights_for(unsafe, prior)
+        curve, threshold = self._part(role, "verdict", verdicts, unsafe, weights)
+        curves: dict[str, Curve] = {}
+        thresholds: dict[str, float] = {}
+        if self._recipe.categories and prior is not None:
+            # The prior is a share of the messages: a row that violates a category weighs what its verdict does.
+            curves, thresholds = self._categories(role, labelled, weights)
+        elif self._recipe.categories and self._recipe.prior is None:
+            curves, thresholds = self._categories(role, rows, np.ones(len(rows)))
         if curve is None and not curves:
             return now
         if threshold is None:
@@ -143,36 +156,43 @@ class _Fitter:
         chosen = Thresholds(threshold, {**kept, **thresholds}, own_verdict)
         return Side(curve or now.curve, chosen, {**now.categories, **curves})
 
+    def _too_few(self, unsafe: NDArray[np.bool_]) -> bool:
+        return min(int(unsafe.sum()), int((~unsafe).sum())) < self._recipe.at_least
+
     def _categories(
-        self, role: Role, judged: Sequence[tuple[Item, Judgement]]
+        self, role: Role, rows: Sequence[tuple[Item, Margins]], weights: NDArray[np.float64]
     ) -> tuple[dict[str, Curve], dict[str, float]]:
         """Curves and thresholds by code, of the categories that have enough rows."""
         curves: dict[str, Curve] = {}
         thresholds: dict[str, float] = {}
         for at, code in enumerate(self._guard.taxonomy.codes):
-            known = [(item.categories[code], found.margins.categories[at]) for item, found in judged
-                     if found.margins and item.categories.get(code) is not None]  # fmt: skip
-            violated = np.array([label for label, _ in known], dtype=bool)
-            values = np.array([value for _, value in known], dtype=float)
-            curve, threshold = self._part(role, code, values, violated)
+            known = [row for row, (item, _) in enumerate(rows) if item.categories.get(code) is not None]
+            violated = np.array([rows[row][0].categories[code] for row in known], dtype=bool)
+            values = np.array([rows[row][1].categories[at] for row in known], dtype=float)
+            curve, threshold = self._part(role, code, values, violated, weights[known])
             if curve is not None and threshold is not None:
                 curves[code], thresholds[code] = curve, threshold
         return curves, thresholds
 
     def _part(
-        self, role: Role, part: str, margins: NDArray[np.float64], unsafe: NDArray[np.bool_]
-    ) -> tuple[Curve | None, float | None]:
-        """The fitted curve and threshold; None when there are too few rows."""
-        positive, negative = int(unsafe.sum()), int((~unsafe).sum())
-        counts = {"role": role.value, "part": part, "unsafe": positive, "safe": negative}
-        if min(positive, negative) < self._recipe.at_least:
+        self, role: Role, part: str, margins: NDArray[np.float64], unsafe: NDArray[np.bool_],
+        weights: NDArray[np.float64],
+    ) -> tuple[Curve | None, float | None]:  # fmt: skip
+        """The fitted curve and threshold; None when there are too few rows.
+
+        Raises InputError, with role and part, for scores that do not go with the labels, or an unmet target.
+        """
+        counts = {"role": role.value, "part": part, "unsafe": int(unsafe.sum()), "safe": int((~unsafe).sum())}
+        if self._too_few(unsafe):
             self.lines.append({**counts, "fitted": False})
             return None, None
-        weights = weights_for(unsafe, self._recipe.prior)
-        curve = fit_curve(self._recipe.method, margins, unsafe, weights)
-        calibrated = np.array([curve(margin) for margin in margins])
-        scores = np.array([sigmoid(margin) for margin in calibrated])
-        threshold = threshold_for(self._recipe.target, scores, unsafe, weights)
+        try:
+            curve = fit_curve(self._recipe.method, margins, unsafe, weights)
+            calibrated = np.array([curve(margin) for margin in margins])
+            scores = np.array([sigmoid(margin) for margin in calibrated])
+            threshold = threshold_for(self._recipe.target, scores, unsafe, weights)
+        except InputError as error:
+            raise InputError(f"{role.value} {part}: {error.reason}", hint=error.hint) from None
         losses = {
             "loss_before": _loss(margins, unsafe, weights),
             "loss": _loss(calibrated, unsafe, weights),

@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from guardrail.errors import InputError
 from guardrail.evaluation import metrics
 from guardrail.evaluation.bootstrap import paired
 from guardrail.evaluation.evaluate import run_folders
+from guardrail.evaluation.ranking import with_ranking
 from guardrail.evaluation.runner import Run
 from guardrail.evaluation.scored import read_scores
 from guardrail.evaluation.summary import STANDARD, Resampling
 from guardrail.evaluation.table import Table, table_of, thresholds_text
 
 __all__ = ["Side", "compare", "only_in", "sides"]
+
+_Places = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +79,31 @@ def _compared(name: str, a: Side, b: Side, resampling: Resampling) -> dict[str, 
     common = [identity for identity in places[0] if identity in places[1]]
     labelled = {row.id for side in (a, b) for row in (*side.table.rows, *side.table.failed)}
     at_a, at_b = (np.array([place[identity] for identity in common], dtype=int) for place in places)
-    unsafe = a.table.unsafe[at_a]
-    columns = (a.table.score[at_a], a.table.flagged[at_a], b.table.score[at_b], b.table.flagged[at_b])
-    differences = paired(unsafe, *columns, resamples=resampling.resamples, seed=resampling.seed)
-    values = [metrics.all_metrics(unsafe, *columns[start : start + 2]) for start in (0, 2)]
     return {
         "run": name.removesuffix("/none"),
         "items": len(common),
         "left_out": len(labelled) - len(common),
         "a": _about(a),
         "b": _about(b),
-        "metrics": {
-            metric: {"a": values[0][metric], "b": values[1][metric], **(asdict(difference) if difference else {})}
-            for metric, difference in differences.items()
-        },
+        "metrics": _metrics(a.table, b.table, at_a, at_b, resampling),
         "changed": list(_changed(a.table, b.table, at_a.tolist(), at_b.tolist())),
         "resamples": resampling.resamples,
         "seed": resampling.seed,
+    }
+
+
+def _metrics(a: Table, b: Table, at_a: _Places, at_b: _Places, resampling: Resampling) -> dict[str, dict[str, Any]]:
+    """Each metric of both sides on the rows at these places, and b - a; rows rank as in the reports of the two."""
+    unsafe, flagged_a, flagged_b = a.unsafe[at_a], a.flagged[at_a], b.flagged[at_b]
+    system_a, system_b = (a.score[at_a], a.margin[at_a]), (b.score[at_b], b.margin[at_b])
+    differences = with_ranking(
+        lambda one, other: paired(unsafe, one, flagged_a, other, flagged_b, **asdict(resampling)), system_a, system_b
+    )
+    values_a = with_ranking(lambda score: metrics.all_metrics(unsafe, score, flagged_a), system_a)
+    values_b = with_ranking(lambda score: metrics.all_metrics(unsafe, score, flagged_b), system_b)
+    return {
+        name: {"a": values_a[name], "b": values_b[name], **(asdict(difference) if difference else {})}
+        for name, difference in differences.items()
     }
 
 

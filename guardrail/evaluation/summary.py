@@ -17,10 +17,11 @@ from guardrail.evaluation.bootstrap import intervals
 from guardrail.evaluation.categories import category_table
 from guardrail.evaluation.overlap import fitted_texts, overlap
 from guardrail.evaluation.published import for_suite, load_published, operating_points
+from guardrail.evaluation.ranking import with_ranking
 from guardrail.evaluation.runner import Run
 from guardrail.evaluation.scored import read_scores
 from guardrail.evaluation.suite_rows import LENGTHS
-from guardrail.evaluation.table import Table, decided_by_service, places_of, table_of, thresholds_text
+from guardrail.evaluation.table import Table, decided_by_service, table_of, thresholds_text
 from guardrail.types import Role
 
 __all__ = ["STANDARD", "Resampling", "summarise", "with_intervals"]
@@ -29,7 +30,6 @@ _WORST = 15
 _REASONS = 5
 _SLICE_ROWS = 10
 """A slice of fewer rows is listed without metrics."""
-_RANKING = ("auprc", "auroc", "best_f1", *metrics.FPR_LIMITS)
 _SLICE_METRICS = ("auprc", "recall", "fpr", "f1")
 
 
@@ -142,14 +142,11 @@ def with_intervals(
     names: Sequence[str] = metrics.NAMES,
 ) -> dict[str, dict[str, float] | None]:
     """Each metric of the names with the ends of its interval; `margin`: log-odds that rank as the scores do, (N,)."""
-    values = metrics.all_metrics(unsafe, score, flagged)
-    ends = intervals(unsafe, score, flagged, resamples=resampling.resamples, seed=resampling.seed)
-    if len(np.unique(score)) < len(np.unique(margin)):
-        places = places_of(margin)
-        ranked = metrics.all_metrics(unsafe, places, flagged)
-        ranked_ends = intervals(unsafe, places, flagged, resamples=resampling.resamples, seed=resampling.seed)
-        values |= {name: ranked[name] for name in _RANKING}
-        ends |= {name: ranked_ends[name] for name in _RANKING}
+    resamples, seed = resampling.resamples, resampling.seed
+    values = with_ranking(lambda scores: metrics.all_metrics(unsafe, scores, flagged), (score, margin))
+    ends = with_ranking(
+        lambda scores: intervals(unsafe, scores, flagged, resamples=resamples, seed=seed), (score, margin)
+    )
     found: dict[str, dict[str, float] | None] = {}
     for name in names:
         value, interval = values[name], ends[name]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from guardrail.training.dedupe import EvaluationIndex, sketch
+from guardrail.training.dedupe import EvaluationIndex, ValidationIndex, sketch
 from guardrail.training.labelled import LabelledRow, LabelSpace
-from guardrail.training.rows import Row, normalise
+from guardrail.training.rows import Row
 
 __all__ = ["Checks", "Contradiction", "SourceBalance", "check"]
 
 _EXCERPT = 60
 _LISTED = 20
+# A hyphen before a digit may be a minus.
+_BETWEEN_WORDS = re.compile(r"(?!-\d)[^\w\s]|_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +114,14 @@ def check(
 ) -> tuple[list[Row], Checks]:
     """The rows that are fit for training, in their order, and what was found.
 
-    Rows are equal when role and normalised texts of all messages are. Of equal rows with the same verdict the first is
-    left; when they name different categories, only those named by all count as violated, and the others as possible.
+    Rows are equal when the roles of all messages are, and their texts but for case, spaces and punctuation. Of equal
+    rows with the same verdict the first is left; when they name different categories, only those named by all count as
+    violated, and the others as possible.
     """
     groups: dict[object, list[LabelledRow]] = {}
     for item in rows:
         groups.setdefault(_key(item.row), []).append(item)
-    kept, counts, contradictions = _cleaned(groups.values(), keep_out, {sketch(row) for row in validation})
+    kept, counts, contradictions = _cleaned(groups, keep_out, validation)
     return kept, Checks(
         **{name: counts[name] for name in _COUNTS},
         left=len(kept),
@@ -132,14 +137,15 @@ _COUNTS = ("read", "contradicting", "repeated", "near_repeated", "evaluation", "
 
 
 def _cleaned(
-    groups: Collection[Sequence[LabelledRow]], keep_out: EvaluationIndex | None, validation: set[tuple[object, ...]]
+    groups: Mapping[object, Sequence[LabelledRow]], keep_out: EvaluationIndex | None, validation: Sequence[Row]
 ) -> tuple[list[Row], Counter[str], list[Contradiction]]:
     """Of each group of equal rows the one that stays, if any; what was left out, by reason; and the contradictions."""
-    counts: Counter[str] = Counter(read=sum(map(len, groups)))
+    counts: Counter[str] = Counter(read=sum(map(len, groups.values())))
     contradictions: list[Contradiction] = []
     kept: list[Row] = []
     seen: set[object] = set()
-    for group in groups:
+    equal, near = set(map(_key, validation)), ValidationIndex(validation)
+    for key, group in groups.items():
         row, contradiction = _merged(group)
         if contradiction:
             contradictions.append(contradiction)
@@ -147,26 +153,35 @@ def _cleaned(
             counts["contradicting"] += len(group)
             continue
         counts["repeated"] += len(group) - 1
-        key = sketch(row)
-        if reason := _kept_out(row, key, keep_out, validation):
+        reason = _kept_out(row, keep_out) or ("validation" if key in equal or near.holds(row) else "")
+        if reason:
             counts[reason] += 1
             continue
-        counts["near_repeated"] += key in seen
-        seen.add(key)
+        alike = sketch(row)
+        counts["near_repeated"] += alike in seen
+        seen.add(alike)
         kept.append(row)
     return kept, counts, contradictions
 
 
 def _key(row: Row) -> object:
-    return tuple((message.role, normalise(message.text) or message.text) for message in row.conversation.messages)
+    return tuple((message.role, _plain(message.text) or message.text) for message in row.conversation.messages)
 
 
-def _kept_out(row: Row, key: object, keep_out: EvaluationIndex | None, validation: set[tuple[object, ...]]) -> str:
-    """Why the row is left out, as the name of a count."""
+def _plain(text: str) -> str:
+    """The text without case, punctuation and repeated spaces; letters, digits, marks and symbols tell texts apart."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(_BETWEEN_WORDS.sub(_mark_or_symbol, folded).split())
+
+
+def _mark_or_symbol(found: re.Match[str]) -> str:
+    return found[0] if unicodedata.category(found[0])[0] in "MS" else " "
+
+
+def _kept_out(row: Row, keep_out: EvaluationIndex | None) -> str:
+    """Whether the row is left out as an evaluation text, as the name of a count."""
     reason = keep_out.reason(row) if keep_out else None
-    if reason:
-        return "evaluation" if reason == "eval" else "near_evaluation"
-    return "validation" if key in validation else ""
+    return {"eval": "evaluation", "near_eval": "near_evaluation"}[reason] if reason else ""
 
 
 def _merged(group: Sequence[LabelledRow]) -> tuple[Row | None, Contradiction | None]:

@@ -126,19 +126,13 @@ def parse_config(root: Field, data: Sequence[Path] = ()) -> TrainingConfig:
     _check_start(root, values, kind)
     taxonomy = _at(values["taxonomy"], lambda: Taxonomy.load(values["taxonomy"].text()))
     changes, noise = _augment(values.get("augment"), kind)
-    hyper: type[LlamaHyper] | type[Hyper] = LlamaHyper if kind == "llama" else Hyper
-    train = build(values["train"], hyper) if "train" in values else hyper()
     scratch = build(values["scratch"], ScratchSpec) if "scratch" in values else None
-    for name in ("teacher_share", "vector_weight"):
-        if getattr(train, name, 0) and (scratch is None or scratch.vectors_from is None):
-            reason = f"is {getattr(train, name):g}, but there is no scratch.vectors_from"
-            raise values["train"].error(reason, "name the teacher there, or leave this out", name)
     return TrainingConfig(
         id=values["id"].text(),
         kind=kind,
         taxonomy=taxonomy,
         data=_data(values["data"], data),
-        train=train,
+        train=_hyper(values.get("train"), kind, scratch),
         base=values["base"].text() if "base" in values else None,
         scratch=scratch,
         template=_template(values.get("template")),
@@ -182,6 +176,22 @@ def _check_start(root: Field, values: Mapping[str, Field], kind: Kind) -> None:
         reason = "base and scratch are both given" if "base" in values else "there is no base"
         either = "" if kind == "encoder" else ", or scratch for a new one"
         raise root.error(reason, f"give base, the model to start from{either}", inside="base")
+
+
+def _hyper(field: Field | None, kind: Kind, scratch: ScratchSpec | None) -> LlamaHyper | Hyper:
+    """How the kind is trained, without what nothing would read."""
+    hyper: type[LlamaHyper] | type[Hyper] = LlamaHyper if kind == "llama" else Hyper
+    if field is None:
+        return hyper()
+    train = build(field, hyper)
+    for name in ("teacher_share", "vector_weight"):
+        if getattr(train, name, 0) and (scratch is None or scratch.vectors_from is None):
+            reason = f"is {getattr(train, name):g}, but there is no scratch.vectors_from"
+            raise field.error(reason, "name the teacher there, or leave this out", name)
+    if isinstance(train, LlamaHyper) and train.method == "full" and "lora" in field.value:
+        reason = "is given, but with the method full nothing reads it"
+        raise field.error(reason, "give train.method: lora or qlora, or leave this out", "lora")
+    return train
 
 
 def _data(field: Field, given: Sequence[Path]) -> DataConfig:

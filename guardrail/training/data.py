@@ -13,7 +13,7 @@ from guardrail.training.amounts import Amount, sample
 from guardrail.training.augment import augment
 from guardrail.training.checks import Checks, check
 from guardrail.training.config import TrainingConfig
-from guardrail.training.dedupe import EvaluationIndex, apart, evaluation_texts
+from guardrail.training.dedupe import EvaluationIndex, evaluation_texts, split
 from guardrail.training.labelled import LabelledRow, LabelSpace, read_rows
 from guardrail.training.labels import HazardTable
 from guardrail.training.policies import PolicySampler, example_pool
@@ -24,7 +24,7 @@ __all__ = ["Training", "load_data"]
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Checked rows; none of them is an evaluation text, and none is in both parts."""
+    """Checked rows; none of them is an evaluation text, and none is, or nearly is, in both parts."""
 
     rows: tuple[Row, ...]
     validation: tuple[Row, ...]
@@ -71,8 +71,7 @@ def load_data(config: TrainingConfig) -> Training:
     if data.sources is not None:
         rows = _of_sources(rows, data.sources)
     if not data.validation:
-        validation = [row for row in rows if apart(row, data.validation_share)]
-        rows = [row for row in rows if not apart(row, data.validation_share)]
+        rows, validation = split(rows, data.validation_share)
     if data.validation_rows is not None and len(validation) > data.validation_rows:
         validation = random.Random(0).sample(validation, data.validation_rows)
     _check_both(rows, data.train, "training")
@@ -110,7 +109,8 @@ def _check_both(rows: Sequence[Row], files: Sequence[Path], part: str) -> None:
     """Without rows of both verdicts there is nothing to learn, and nothing to measure."""
     for name, found in (("unsafe", [row for row in rows if row.unsafe >= 0.5]), ("safe", _safe(rows))):
         if not found:
-            hint = "add some" if part == "training" else "add some, or give a larger validation_share"
+            more = "add some, or give a larger validation_share: rows that are nearly equal stay together"
+            hint = "add some" if part == "training" else more
             raise InputError(f"there are no {name} rows left for {part}", file=str(files[0]), hint=hint)
 
 

@@ -1,4 +1,4 @@
-"""Keeps evaluation texts out of the training data, and repeated texts from counting twice."""
+"""Keeps evaluation and validation texts out of the training data, and repeated texts from counting twice."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from guardrail.errors import InputError, UsageError
 from guardrail.training.rows import Row, normalise
 
-__all__ = ["EvaluationIndex", "apart", "evaluation_texts", "sketch"]
+__all__ = ["EvaluationIndex", "ValidationIndex", "apart", "evaluation_texts", "near_groups", "sketch", "split"]
 
 _WORDS = 5
 # A text of fewer words than this is compared as a whole only: five common words in a row are no copy.
@@ -65,12 +66,35 @@ class EvaluationIndex:
         return "near_eval" if any(map(self._near, texts)) else None
 
 
+class ValidationIndex:
+    """Validation rows, to ask whether a training row is one of them or nearly so.
+
+    Judged texts are compared, in whatever role, by the measure of `EvaluationIndex`, where the earlier messages are the
+    same: a refusal that answers many questions is no copy.
+    """
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        texts: dict[int, list[str]] = {}
+        for row in rows:
+            texts.setdefault(_earlier(row), []).append(row.text)
+        self._judged = {earlier: EvaluationIndex(found) for earlier, found in texts.items()}
+
+    def holds(self, row: Row) -> bool:
+        """Whether the row is a validation row or nearly so."""
+        index = self._judged.get(_earlier(row))
+        return index is not None and (index.exact(row.text) or index.near(row.text))
+
+
 def sketch(row: Row) -> tuple[object, ...]:
     """Equal for texts that are the same or nearly so: role, context, and the smallest hashes of runs of five words."""
     plain = normalise(row.text)
-    earlier = zlib.crc32(normalise(" ".join(message.text for message in row.conversation.messages[:-1])).encode())
     runs: list[object] = [*sorted(set(_runs(plain)))[:_SKETCH]] or [plain]
-    return (str(row.conversation.role), earlier, *runs)
+    return (str(row.conversation.role), _earlier(row), *runs)
+
+
+def _earlier(row: Row) -> int:
+    """Equal for the same messages before the judged one."""
+    return zlib.crc32(normalise(" ".join(message.text for message in row.conversation.messages[:-1])).encode())
 
 
 def apart(row: Row, share: float) -> bool:
@@ -78,7 +102,59 @@ def apart(row: Row, share: float) -> bool:
 
     Texts that are nearly the same, and one text with either role, lie on the same side.
     """
-    return zlib.crc32(repr(sketch(row)[1:]).encode()) % 1000 < share * 1000
+    return _lot(row) % 1000 < share * 1000
+
+
+def _lot(row: Row) -> int:
+    """A number drawn by the text and what was said before it."""
+    return zlib.crc32(repr(sketch(row)[1:]).encode())
+
+
+def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
+    """The rows to train on, and up to the `share` of them that is held out, both in their order.
+
+    Rows that are nearly equal lie on one side, so that none of them has to be left out. In the order of a lot that a
+    group's first text draws, whatever fits is held out: the same in every run, and never more than the share.
+    """
+    held: set[int] = set()
+    for group in sorted(near_groups(rows), key=lambda group: _lot(rows[group[0]])):
+        if len(held) + len(group) <= share * len(rows):
+            held.update(group)
+    return [row for at, row in enumerate(rows) if at not in held], [rows[at] for at in sorted(held)]
+
+
+def near_groups(rows: Sequence[Row]) -> list[list[int]]:
+    """The places of the rows in groups, whatever their order: what is nearly equal to one of a group is in it too.
+
+    Judged texts are compared, by the measure of `EvaluationIndex.near`, where the earlier messages are the same.
+    """
+    plain = [normalise(row.text) for row in rows]
+    # Half of the runs of the shorter text decide, so the longer ones have to be known before it.
+    order = sorted(range(len(rows)), key=lambda at: (-len(_runs(plain[at])), plain[at]))
+    parents = list(range(len(rows)))
+    known: dict[tuple[int, str | int], set[int]] = {}
+    for at in order:
+        earlier = _earlier(rows[at])
+        runs: list[tuple[int, str | int]] = [(earlier, run) for run in _runs(plain[at])]
+        wholes: list[tuple[int, str | int]] = [(earlier, whole) for whole in (plain[at], *_gaps(plain[at]))]
+        shared = Counter(other for run in runs for other in {_root(parents, one) for one in known.get(run, ())})
+        near = [other for other, count in shared.items() if count >= _OVERLAP * len(runs)]
+        for other in (*near, *(one for whole in wholes for one in known.get(whole, ()))):
+            parents[_root(parents, at)] = _root(parents, other)
+        for key in (*runs, *wholes):
+            known.setdefault(key, set()).add(_root(parents, at))
+    groups: dict[int, list[int]] = {}
+    for at in order:
+        groups.setdefault(_root(parents, at), []).append(at)
+    return list(groups.values())
+
+
+def _root(parents: list[int], at: int) -> int:
+    """The place that stands for a group, on the way to which steps are shortened."""
+    while parents[at] != at:
+        parents[at] = parents[parents[at]]
+        at = parents[at]
+    return at
 
 
 def evaluation_texts(*places: Path) -> Iterator[str]:

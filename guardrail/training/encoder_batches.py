@@ -69,7 +69,10 @@ class EncoderPolicies:
         self._known = frozenset(text for policy in self.shipped.values() for text in policy.texts)
 
     def draw(self, chosen: random.Random) -> Policy:
-        """A policy for a whole batch; `flip` takes categories away from single rows."""
+        """A policy for a whole batch; `flip` takes categories away from single rows.
+
+        It is drawn for no rows, so a part of a taxonomy may lack what a row violates: the row's targets follow.
+        """
         return self.encoded(self._sampler.draw(chosen))
 
     def known(self, policy: Policy) -> bool:

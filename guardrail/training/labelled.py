@@ -166,7 +166,7 @@ def _possible(unsafe: float, violated: Hazards | None, space: LabelSpace, relate
     """What may be violated besides, where the row does not say."""
     if violated:
         return related.possible(violated) & space.everything if related else frozenset()
-    return space.everything if violated is None and (unsafe >= 0.5 or unsafe < 0) else frozenset()
+    return space.everything if violated is None and unsafe != 0 else frozenset()
 
 
 class _Values:

@@ -9,7 +9,9 @@ calibration.json, MODEL_CARD.md                     written when the run is over
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,14 +45,23 @@ def write_folder(model: Any, tokenizer: Any, facts: Facts, folder: Path, *, adap
 
 
 def replaced(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder, and put that in the place of `folder`: killed, it leaves no half of one."""
-    new, old = (folder.with_name(f"{folder.name}.{part}") for part in ("new", "old"))
+    """Let `write` fill a new folder, and put that in the place of `folder`: killed, it leaves no half of one.
+
+    Both folders lie for a while in a hidden one beside `folder`, of a name that nothing else has; a killed process
+    leaves that one behind, which disturbs nobody.
+    """
     with failures(str(folder)):
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
-        new.mkdir(parents=True)
-        write(new)
-        if folder.is_dir():
-            folder.replace(old)
-        new.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        new, old = place / "new", place / "old"
+        try:
+            new.mkdir()
+            write(new)
+            if folder.is_dir():
+                folder.replace(old)
+            new.replace(folder)
+        finally:
+            # Whatever went wrong between the two steps: the folder that was there comes back.
+            if os.path.lexists(old) and not folder.exists():
+                old.replace(folder)
+            shutil.rmtree(place, ignore_errors=True)

@@ -84,7 +84,8 @@ class PolicyChanges:
     """How likely each change of a policy is."""
 
     drop_unviolated: float = 0.0
-    """Of a policy: that some categories are left out which no row shown violates."""
+    """Of a policy: that some categories are left out which no row shown violates. Of one that is drawn for no rows, as
+    an encoder's are: that some are left out, whichever they are."""
     drop_violated: float = 0.0
     """Of a policy: that everything is left out which one of the rows shown violates or may violate."""
     shuffle: float = 0.0

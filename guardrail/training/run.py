@@ -1,7 +1,7 @@
 """One training run, from its configuration to a calibrated, compared and described model; both kinds.
 
     OUT/config.yaml      what was asked for; `guardrail train OUT/config.yaml` asks for it again
-    OUT/checks.json      what the checks of the data found
+    OUT/checks.json      what the checks of the data found, and digests of rows, taxonomies, template
     OUT/metrics.jsonl    one line for each evaluation and each logged step
     OUT/checkpoints/     what a killed run goes on from
     OUT/model/           the result, for `guardrail.load`
@@ -13,25 +13,22 @@ Each part is written when it is complete; summary.json is the last one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from guardrail.batch_output import failures
-from guardrail.errors import ResumeError, UsageError
+from guardrail.errors import UsageError
 from guardrail.evaluation.suite import Suite
 from guardrail.evaluation.suite_rows import load_items
-from guardrail.jsonl import encode
-from guardrail.taxonomy_yaml import dump, read
 from guardrail.training.config import TrainingConfig
 from guardrail.training.data import Training, load_data
-from guardrail.training.labelled import LabelSpace, line_of
 from guardrail.training.outcome import Outcome, Say, Trained
 from guardrail.training.processes import is_main
 from guardrail.training.quiet import quiet
-from guardrail.training.result import SUMMARY, finish, write_json
+from guardrail.training.result import SUMMARY, finish
+from guardrail.training.run_inputs import check_rows, check_same, check_suites, is_run, keep
 
 __all__ = ["train"]
 
@@ -50,30 +47,41 @@ def train(
 
     `suites` are evaluation suites to compare on besides the validation rows, `suite_data` the folder of their files.
     With `resume` a killed run goes on, with the same result as if it had not been killed, and a complete one is only
-    read; with `overwrite` an earlier run is deleted first. Of several processes (`accelerate launch`) only the main one
-    has an outcome.
+    read; with `overwrite` an earlier run is deleted, once suites and rows were read and checked. Of several processes
+    (`accelerate launch`) only the main one has an outcome.
 
-    Raises UsageError for a folder that is there without `resume`, ResumeError when configuration or data are not those
-    of the run in it, and whatever is wrong with the data.
+    Raises UsageError for a folder that is there without `resume`, and for a suite that a complete run was not compared
+    on; ResumeError when the configuration, the content of a file that it names, or the rows are not those of the run in
+    the folder; and whatever is wrong with the data.
     """
-    if resume and (summary := output / SUMMARY).is_file():
-        _check_same(config, output)
-        return Outcome.from_dict(json.loads(summary.read_text(encoding="utf-8"))) if is_main() else None
+    complete = resume and (output / SUMMARY).is_file()
     if is_main():
-        if overwrite and not resume:
-            _clear(output)
-        _check_place(output, resume)
-        if resume and output.exists():
-            _check_same(config, output)
+        _check_place(output, resume, overwrite)
+        if resume:
+            check_same(config, output)
+    if complete:
+        return _outcome(config, output, suites) if is_main() else None
     extra = [load_items(Suite.load(name), suite_data) for name in suites]
     data = load_data(config)
     if is_main():
         for line in data.checks.lines():
             say(line)
-        _begin(config, data, output)
+        if resume:
+            check_rows(config, data, output)
+        elif overwrite:
+            _clear(output)
+        keep(config, data, output)
     with quiet():
         trained = _trained(config, data, output, resume, say)
         return finish(config, data, extra, output, trained, say) if is_main() else None
+
+
+def _outcome(config: TrainingConfig, output: Path, suites: Sequence[str]) -> Outcome:
+    """What a complete run came to, where the same is asked for."""
+    outcome = Outcome.from_dict(json.loads((output / SUMMARY).read_text(encoding="utf-8")))
+    check_suites(suites, outcome)
+    check_rows(config, load_data(config), output)
+    return outcome
 
 
 def _trained(config: TrainingConfig, data: Training, output: Path, resume: bool, say: Say) -> Trained:
@@ -87,61 +95,21 @@ def _trained(config: TrainingConfig, data: Training, output: Path, resume: bool,
     return train_encoder(config, data, output, resume)
 
 
-def _clear(output: Path) -> None:
-    """Delete an earlier run, and nothing else."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not all((output / name).is_file() for name in ("config.yaml", "checks.json")):
-        raise UsageError(f"--overwrite: {output} is no training run", hint="name another folder")
-    with failures(str(output)):
-        shutil.rmtree(output)
-
-
-def _check_place(output: Path, resume: bool) -> None:
-    if output.is_dir() and any(output.iterdir()) and not resume:
-        hint = "go on with --resume, replace it with --overwrite, or name another folder"
-        raise UsageError(f"-o: {output} is there already", hint=hint)
+def _check_place(output: Path, resume: bool, overwrite: bool) -> None:
+    """UsageError for what cannot become, or go on as, the folder of a run; nothing but a run is deleted."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"-o: {output} is not a folder", hint="name a folder for the run")
-
-
-def _check_same(config: TrainingConfig, output: Path) -> None:
-    """Refuse to go on with another configuration: the result would be of neither."""
-    file = output / "config.yaml"
-    if not file.is_file():
-        if (output / "checkpoints").exists() or (output / "model").exists():
-            raise ResumeError(f"{output}: there is no config.yaml", hint="the folder is of no training run")
+    if resume or not output.is_dir() or not any(output.iterdir()):
         return
-    before, now = read(file).data, config.raw
-    if differing := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
-        raise ResumeError(
-            f"{file}: the run was started with another {', '.join(differing)}",
-            hint=f"resume with that file, or start anew with --overwrite: guardrail train {file}",
-        )
+    if not overwrite:
+        hint = "go on with --resume, replace it with --overwrite, or name another folder"
+        raise UsageError(f"-o: {output} is there already", hint=hint)
+    if not is_run(output):
+        raise UsageError(f"--overwrite: {output} is no training run", hint="name another folder")
 
 
-def _begin(config: TrainingConfig, data: Training, output: Path) -> None:
-    """Write config.yaml and checks.json; ResumeError when the folder's run had other rows."""
-    found = {
-        "rows_sha256": _rows_digest(data, config.space),
-        "training_rows": len(data.rows),
-        "validation_rows": len(data.validation),
-        "training": data.checks.to_dict(),
-        "validation": data.validation_checks.to_dict() if data.validation_checks else None,
-    }
-    file = output / "checks.json"
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["rows_sha256"] != found["rows_sha256"]:
-        raise ResumeError(f"{file}: the run was started with other rows", hint="start anew with --overwrite")
-    with failures(str(output)):
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(dump(dict(config.raw)), encoding="utf-8")
-        write_json(file, found)
-
-
-def _rows_digest(data: Training, space: LabelSpace) -> str:
-    digest = hashlib.sha256()
-    for part in (data.rows, data.validation):
-        for row in part:
-            digest.update(encode(line_of(row, space)))
-        digest.update(b"\n")
-    return digest.hexdigest()
+def _clear(output: Path) -> None:
+    """Delete an earlier run; `_check_place` has seen that it is one."""
+    if output.is_dir() and any(output.iterdir()):
+        with failures(str(output)):
+            shutil.rmtree(output)
