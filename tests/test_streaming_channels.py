@@ -45,9 +45,10 @@ CHOICES = [
     chunk({}, 1, "stop"),
     *(chunk({"content": text}) for text in WORDS),
 ]
-NOISE = [
-    chunk({"content": text}, obfuscation=f"x{number}", content_filter_results={"hate": {"severity": "safe"}})
-    for number, text in enumerate(WORDS)
+NOISE = [chunk({"content": text}, obfuscation=f"x{number}", note="hm") for number, text in enumerate(WORDS)]
+FILTERED = [
+    event_bytes({"choices": [{"index": 0, "delta": {"content": text}, "content_filter_results": {"hate": "safe"}}]})
+    for text in WORDS
 ]
 BLOCKS = [block(0, "thinking", text) for text in THOUGHTS] + [block(1, "text", text) for text in WORDS]
 ITEMS = [
@@ -88,8 +89,16 @@ class Fed:
 
 @pytest.mark.parametrize(
     ("name", "events"),
-    [(CHAT, REASONING), (CHAT, CALL), (CHAT, CHOICES), (CHAT, NOISE), (MESSAGES, BLOCKS), (RESPONSES, ITEMS)],
-    ids=["reasoning", "tool call", "choices", "noise", "blocks", "items"],
+    [
+        (CHAT, REASONING),
+        (CHAT, CALL),
+        (CHAT, CHOICES),
+        (CHAT, NOISE),
+        (CHAT, FILTERED),
+        (MESSAGES, BLOCKS),
+        (RESPONSES, ITEMS),
+    ],
+    ids=["reasoning", "tool call", "choices", "noise", "filter", "blocks", "items"],
 )
 def test_what_follows_leaves_before_the_end(name: str, events: list[bytes]) -> None:
     fed = Fed(name)

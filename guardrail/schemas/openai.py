@@ -18,6 +18,8 @@ __all__ = ["ChatCompletions", "Completions", "openai_error"]
 _DONE = "[DONE]"
 _NOISE = "obfuscation"
 """Random letters in each event, so that its length tells nothing."""
+_FILTER = "content_filter_results"
+"""What Azure's own filter says of a choice, in each event."""
 _FILTERED = "content_filter"
 _MOST_CHOICES = 128
 """Of one prompt, as OpenAI has it."""
@@ -120,8 +122,8 @@ class _Reader:
             "created": int(time.time()),
             "model": request.model,
         }
-        self._seen: set[tuple[str, str]] = set()
-        """Texts outside of the choices, which come with every event."""
+        self._seen: set[tuple[int, str, str]] = set()
+        """Texts which come with every event: those outside of the choices, and what a filter says of one."""
 
     def read(self, event: Event) -> Piece:
         if event.data is None:
@@ -130,12 +132,19 @@ class _Reader:
             return Piece(final=True)
         body = mapping(event.json(), "an event")
         self._head |= {key: body[key] for key in self._head if key in body}
-        texts = [Text(choice, path, text) for choice, path, text in _choice_strings(body)]
+        texts: list[Text] = []
+        for choice, path, text in _choice_strings(body):
+            filtered = path.startswith(_FILTER)
+            texts += self._once(choice, path, text) if filtered else [Text(choice, path, text)]
         for path, text in _other_strings(body):
-            if path != _NOISE and (path, text) not in self._seen:
-                self._seen.add((path, text))
-                texts.append(Text(0, f"{path} {len(self._seen)}", text, whole=True))
+            texts += self._once(0, path, text) if path != _NOISE else []
         return Piece(tuple(texts), _finished(body))
+
+    def _once(self, choice: int, path: str, text: str) -> list[Text]:
+        if (choice, path, text) in self._seen:
+            return []
+        self._seen.add((choice, path, text))
+        return [Text(choice, f"{path} {len(self._seen)}", text, whole=True)]
 
     def without(self, event: Event, choices: Collection[int]) -> bytes:
         if event.data is None or event.data.strip() == _DONE:
