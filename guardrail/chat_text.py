@@ -9,12 +9,13 @@ from typing import Any
 
 from guardrail.errors import ConversationError
 
-__all__ = ["message_text"]
+__all__ = ["IDENTIFIER", "message_text"]
 
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 # Kinds of tool calls, and where the text of each is.
 _CALLED = {"function": "arguments", "custom": "input"}
-_IDENTIFIER = re.compile(r"[\w.:/@+=-]{0,128}", re.ASCII)
+IDENTIFIER = re.compile(r"[\w.:/@+=-]{0,128}", re.ASCII)
+"""What names something and says nothing, such as the name of a tool."""
 _CONTENT = (
     "the text of a message goes under content; it may be missing beside tool_calls, function_call or refusal only"
 )
@@ -73,7 +74,7 @@ def _call(call: Any, key: str, place: str) -> Iterator[str]:
     name, arguments = _mapping(call, place, "a call").get("name"), call.get(key)
     if arguments is None:
         raise ConversationError("missing", field=f"{place}.{key}", hint='a call without any has "{}"')
-    if isinstance(name, str) and not _IDENTIFIER.fullmatch(name):
+    if isinstance(name, str) and not IDENTIFIER.fullmatch(name):
         yield name
     yield arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, default=str)
 

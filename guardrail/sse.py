@@ -76,6 +76,7 @@ class EventParser:
         """Take what came behind the last whole event; by the standard it is no event, since no empty line ended it."""
         rest = bytes(self._raw)
         self._raw.clear()
+        self._line = self._scanned = 0
         return rest
 
     def _line_end(self) -> int | None:

@@ -119,6 +119,14 @@ def test_a_part_that_goes_on_is_judged_with_what_it_had_said() -> None:
     assert all("a10 " in text for text in over)
 
 
+@pytest.mark.parametrize("finish", ["", "stop"])
+def test_a_finish_reason_in_every_event_takes_no_context_away(finish: str) -> None:
+    fed = Fed(CHAT)
+    fed.feed(chunk({"content": text}, finish=finish) for text in [*WORDS, *THOUGHTS])
+    assert len(fed.judged) < 6
+    assert any("word0 " in text and "word15 " in text for text in fed.judged)
+
+
 def test_parts_that_take_turns_cost_no_judgement_each_time() -> None:
     fed = Fed(CHAT)
     fed.feed([chunk({key: f"{key[0]}{number} "}) for number in range(100) for key in ("content", "reasoning")])

@@ -69,7 +69,7 @@ class Piece:
 
     texts: tuple[Text, ...] = ()
     finished: tuple[int, ...] = ()
-    """Choices that say nothing more."""
+    """Choices that say nothing more, by what the event says."""
     final: bool = False
     """Whether the API says nothing behind it."""
 

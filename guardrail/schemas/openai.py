@@ -222,7 +222,7 @@ def _choice_strings(body: Mapping[str, Any]) -> list[tuple[int, str, str]]:
 
 def _finished(body: Mapping[str, Any]) -> tuple[int, ...]:
     choices = body.get("choices") or []
-    return tuple(_index(choice, at) for at, choice in enumerate(choices) if choice.get("finish_reason") is not None)
+    return tuple(_index(choice, at) for at, choice in enumerate(choices) if choice.get("finish_reason"))
 
 
 def _other_strings(body: Mapping[str, Any]) -> list[tuple[str, str]]:

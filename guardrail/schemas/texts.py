@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from guardrail.chat_text import IDENTIFIER
 from guardrail.schemas.base import SchemaError
 
 __all__ = ["strings"]
 
-_IDENTIFIER = re.compile(r"[\w.:/@+=-]{0,128}", re.ASCII)
 _KEY = re.compile(r"[\w.$@:/-]{0,64}", re.ASCII)
 # Signatures and encrypted reasoning: long, and unreadable for people.
 _OPAQUE = re.compile(r"[\w+/=-]*", re.ASCII)
@@ -69,5 +69,5 @@ def _is_media(key: str, value: Any) -> bool:
 
 def _skipped(key: str, value: str) -> bool:
     if key in _NAMES:
-        return _IDENTIFIER.fullmatch(value) is not None
+        return IDENTIFIER.fullmatch(value) is not None
     return key in _OPAQUE_KEYS and _OPAQUE.fullmatch(value) is not None

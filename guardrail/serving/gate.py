@@ -62,7 +62,7 @@ class StreamGate:
         self._resumed: set[_Key] = set()
         """Channels that went on after all: they take turns with another one."""
         self._over: set[_Key] = set()
-        """Channels that say nothing more."""
+        """Channels of which all was said at once."""
         self._answered = False
         self._ended = False
         self._choices: set[int] = set(range(request.choices * len(request.contexts)))
@@ -103,8 +103,10 @@ class StreamGate:
                 self._over.add(key)
             else:
                 self._goes_on(key)
-        self._leave_off({key for key in ends if key not in self._over})
-        self._over.update(key for key in self._texts if key[0] in piece.finished)
+        now = {key for key in ends if key not in self._over}
+        self._leave_off({choice for choice, _ in now}, now)
+        # Not over: some servers give a reason with every event.
+        self._leave_off(set(piece.finished), set())
         self._unread.popleft().ends = ends
         self._ended = self._ended or piece.final
 
@@ -114,9 +116,8 @@ class StreamGate:
             self._left_off.remove(key)
             self._resumed.add(key)
 
-    def _leave_off(self, now: set[_Key]) -> None:
-        """What the same choice said before in other channels has come to an end, it seems: thoughts before content."""
-        choices = {choice for choice, _ in now}
+    def _leave_off(self, choices: set[int], now: set[_Key]) -> None:
+        """What these choices said in other channels than now has come to an end, it seems: thoughts before content."""
         self._left_off.update(key for key in self._texts if key[0] in choices and key not in now | self._resumed)
 
     def _silent(self) -> None:
