@@ -74,7 +74,7 @@ class Conversation:
         return self.judged.role
 
     def spelled_out(self) -> Conversation:
-        """What a classifier is shown of it: tag characters, which people do not see, as the letters that they spell."""
+        """What a classifier is shown of it: tag characters and letters on black as the letters that they spell."""
         texts = [spelled_out(message.text) for message in self.messages]
         if texts == [message.text for message in self.messages]:
             return self

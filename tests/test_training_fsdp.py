@@ -1,15 +1,8 @@
-"""`guardrail train` by two processes, as `accelerate launch` starts them with the shipped configuration."""
+"""Two processes that fine-tune a checkpoint, in copies and in shards, come to what one process comes to."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,39 +13,7 @@ from guardrail.loading import load
 from guardrail.prompting import Template
 from guardrail.taxonomy_yaml import dump
 from tests.tiny_guard import TAXONOMY, rows, settings, tiny_checkpoint
-
-ROOT = Path(__file__).parents[1]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
-LAUNCH += ["--config_file", str(ROOT / "configs" / "accelerate-fsdp.yaml")]
-COMMANDS = {
-    "one": [sys.executable, "-m", "guardrail"],
-    "copies": [*LAUNCH, "-m", "guardrail"],
-    "shards": [*LAUNCH, str(ROOT / "tests" / "train_sharded.py")],
-}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Configurations of the same run, by how many processes make it."""
-
-    folder: Path
-    one: Path
-    two: Path
-
-    def run(self, way: str, *options: str) -> dict[str, Any]:
-        """The summary of `guardrail train`."""
-        config = self.one if way == "one" else self.two
-        command = [*COMMANDS[way], "train", str(config), "-o", str(self.folder / way), "--json", *options]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
-        assert done.returncode == 0, done.stderr
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
-
-    def metrics(self, way: str) -> list[dict[str, float]]:
-        """What the run logged."""
-        text = (self.folder / way / "metrics.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+from tests.two_processes import Place
 
 
 @pytest.fixture(scope="module")
@@ -139,42 +100,3 @@ def test_adapters_in_shards_come_to_the_same_as_one_process_makes(place: Place) 
     assert lora.metrics("shards") == expected
     resumed = load_file(out / "model" / "model.safetensors")
     assert all(torch.equal(value, weights[name]) for name, value in resumed.items())
-
-
-def test_a_new_model_is_made_by_two_processes_as_by_one(tmp_path: Path) -> None:
-    place = Place(tmp_path, tmp_path / "one.yaml", tmp_path / "two.yaml")
-    for name, packs in {"one": 2, "two": 1}.items():
-        data = settings(tmp_path)
-        data["scratch"] |= {"language_steps": 4, "language_tokens": 1024}
-        data["train"] |= {"packs_per_device": packs, "steps": 12, "evaluate_every": 6, "average": 0.9}
-        (tmp_path / f"{name}.yaml").write_text(dump(data), encoding="utf-8")
-    for way in ("one", "copies"):
-        place.run(way)
-    found, expected = (json.loads((tmp_path / way / "checkpoints/scratch/language.json").read_bytes())
-                       for way in ("copies", "one"))  # fmt: skip
-    assert found == pytest.approx(expected, rel=1e-2)
-    for entry, other in zip(place.metrics("copies"), place.metrics("one"), strict=True):
-        assert entry == pytest.approx(other, rel=2e-2)
-    with load(tmp_path / "copies" / "model") as guard:
-        assert guard.check("make a bomb").score is not None
-
-
-def test_two_processes_learn_vectors_and_write_the_averaged_weights(tmp_path: Path) -> None:
-    place = Place(tmp_path, tmp_path / "one.yaml", tmp_path / "two.yaml")
-    data = settings(tmp_path)
-    data["scratch"] |= {"hidden": 384, "vectors_from": "embedded", "vector_steps": 6, "vector_tokens": 1024}
-    data["train"] |= {"steps": 12, "evaluate_every": 6, "average": 0.9, "keep": "last", "learning_rate": 5e-4}
-    data["train"] |= {"teacher_share": 0.3, "vector_weight": 2.0, "fixed_words": True}
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.yaml").write_text(dump(data), encoding="utf-8")
-    losses = []
-    for way in ("one", "copies"):
-        place.run(way)
-        made = json.loads((tmp_path / way / "checkpoints/scratch/language.json").read_bytes())
-        losses.append(made["vector_loss"])
-        written = load_file(tmp_path / way / "model" / "model.safetensors")
-        average = load_file(tmp_path / way / "checkpoints" / "checkpoint-12" / "average.safetensors")
-        assert "model.embed_tokens.weight" not in average
-        assert all(torch.equal(written[name], value) for name, value in average.items())
-    assert losses[0] < 1.0
-    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
