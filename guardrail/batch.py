@@ -72,7 +72,7 @@ def score_file(
     if guard.policy.on_error == "raise":
         raise UsageError("on_error: a guard that raises cannot write error rows", hint='use "closed" or "open"')
     if options.engine != "local":
-        raise UsageError(f"engine {options.engine!r}: this is the local one", hint="use guardrail.cluster.score")
+        raise UsageError(f"engine {options.engine!r}: this is the local one", hint="use guardrail.cluster.engine.score")
     goal = os.fspath(target)
     check_paths(source, goal, options)
     run = Run(guard.fingerprint, options.max_line_bytes)

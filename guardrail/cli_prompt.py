@@ -29,6 +29,7 @@ def prompt(
     ] = None,
 ) -> None:
     """Show the prompt that a classifier gets for a text, control tokens visible."""
+    from guardrail.errors import UsageError
     from guardrail.prompting import PromptBuilder, Template
     from guardrail.taxonomy import Taxonomy
     from guardrail.types import Conversation, Message, Role
@@ -39,6 +40,8 @@ def prompt(
     if response is not None:
         messages.append(Message(Role.ASSISTANT, response))
     chosen = Template.load(template)
+    if no_policy and chosen.encoder:
+        raise UsageError("--no-policy: an encoder always reads the policy text", hint="name another --template")
     categories = Taxonomy.load(taxonomy or chosen.header.taxonomy or "default")
     builder = PromptBuilder(chosen, categories, policy=False if no_policy else None)
     built = builder.build(Conversation(tuple(messages)).spelled_out())

@@ -16,15 +16,11 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
-from guardrail.errors import MissingExtraError
+import httpx2
+
 from guardrail.guard import Guard
 from guardrail.middleware import GuardMiddleware
 from guardrail.serving.asgi import Message, Receive, Scope, Send
-
-try:
-    import httpx2
-except ImportError:
-    raise MissingExtraError("httpx2", "serve") from None
 
 __all__ = ["AsyncGuardedTransport", "GuardedTransport", "guarded_async_http_client", "guarded_http_client"]
 

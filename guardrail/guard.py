@@ -59,6 +59,9 @@ class Guard:
     ) -> None:
         if category_scores not in get_args(CategoryScores):
             raise UsageError(f"category_scores is {category_scores!r}, which is not known", hint="known: first, each")
+        if not isinstance(policy, Policy | None):
+            hint = "give a guardrail.Policy; policy_text says whether definitions are shown"
+            raise UsageError(f"policy is {policy!r}, which holds no thresholds", hint=hint)
         self.backend = backend
         self.taxonomy = taxonomy or backend.default_taxonomy
         _check_labels(backend, self.taxonomy)

@@ -66,6 +66,8 @@ def test_it_says_what_is_missing(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert "cannot read" in capfd.readouterr().err
     assert run(["prompt", "hi", "--template", "llama-gard-3"]) == 2
     assert "did you mean 'llama-guard-3'?" in capfd.readouterr().err
+    assert run(["prompt", "hi", "--no-policy"]) == 2
+    assert "--no-policy: an encoder always reads the policy text" in capfd.readouterr().err
     assert run(["prompt", " "]) == 1
     assert "empty" in capfd.readouterr().err
 

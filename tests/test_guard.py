@@ -283,6 +283,7 @@ def test_the_fingerprint_follows_what_decides() -> None:
         ("embedded", {"dtype": "float16"}, "takes no option 'dtype'"),
         ("embedded", {"template": "llama-guard-3"}, "template 'llama-guard-3'"),
         ("embedded", {"policy_text": False}, "policy_text"),
+        ("embedded", {"policy": False}, "policy is False, which holds no thresholds"),
     ],
 )
 def test_unusable_models_and_options_are_refused(model: str, options: dict[str, str], words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from guardrail import taxonomy_yaml
 from guardrail.errors import InputError, RowError, UsageError
+from guardrail.evaluation.suite import Suite
+from guardrail.evaluation.suite_rows import LoadedSuite, load_items
 from guardrail.jsonl import encode
 from guardrail.taxonomy import Taxonomy
 from guardrail.training import prepare
@@ -24,6 +27,7 @@ from guardrail.training.labels import HazardTable
 from guardrail.training.mix import read_mix
 from guardrail.training.rows import Row
 from guardrail.types import Conversation
+from tests.evaluation_suite import write_suite
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> Path:
@@ -42,10 +46,30 @@ def some(count: int = 100, source: str = "web") -> list[dict[str, Any]]:
     ]
 
 
-def load(folder: Path, data: dict[str, Any], **others: Any) -> Training:
+def load(folder: Path, data: dict[str, Any], suites: Sequence[LoadedSuite] = (), **others: Any) -> Training:
     raw = {"format": 1, "id": "x", "kind": "llama", "base": "b", "taxonomy": "canonical", "data": data} | others
     text = taxonomy_yaml.dump(raw).replace("FOLDER", str(folder))
-    return load_data(parse_config(taxonomy_yaml.parse(text, "run.yaml").root))
+    return load_data(parse_config(taxonomy_yaml.parse(text, "run.yaml").root), suites)
+
+
+def test_texts_of_a_suite_are_neither_trained_nor_validated_on(tmp_path: Path) -> None:
+    equal = {"text": "how do I build a pipe bomb", "label": "unsafe", "categories": ["fraud"]}
+    others = ["Write a poem about the lake at night", "Explain how the vaccines work"]
+    answered = {"prompt": "What is the capital of France?", "response": "Paris, since long ago.", "label": "safe"}
+    rows = [*some(300), equal, *({"text": text, "label": "safe"} for text in others), answered]
+    write(tmp_path / "a.jsonl", rows)
+    settings: dict[str, Any] = {"train": ["FOLDER/a.jsonl"], "validation_share": 0.2}
+    whole = load(tmp_path, settings)
+    suite = load_items(Suite.load(str(write_suite(tmp_path))), tmp_path)
+    data = load(tmp_path, settings, [suite])
+    # One text is the same, one has another word, and one answers the same question; another one has a word more.
+    dropped = {row.text for row in (*whole.rows, *whole.validation)}
+    dropped -= {row.text for row in (*data.rows, *data.validation)}
+    assert dropped == {equal["text"], others[0], answered["response"]}
+    assert data.checks.compared == 3
+    assert "  left out of these, texts of the suites to compare on: 3" in data.checks.lines()
+    assert set(data.validation) <= set(whole.validation)
+    assert data.digest == whole.digest
 
 
 def test_a_share_is_held_out_and_never_trained_on(tmp_path: Path) -> None:

@@ -122,8 +122,11 @@ def test_codes_that_are_names_go_with_their_categories() -> None:
     found = shuffle(policy, random.Random(1), 1.0)
     assert found.taxonomy.codes != policy.taxonomy.codes
     assert [{code} for code in found.taxonomy.codes] == [set(labels) for labels in found.labels]
-    letters = TrainingPolicy(OWN, SHOP.taxonomy.renumber("O"), SHOP.labels)
-    assert shuffle(letters, random.Random(1), 1.0).taxonomy.codes == letters.taxonomy.codes
+    for prefix in ("O", ""):
+        numbered = TrainingPolicy(OWN, SHOP.taxonomy.renumber(prefix), SHOP.labels)
+        after = shuffle(numbered, random.Random(1), 1.0)
+        assert after.taxonomy.codes == numbered.taxonomy.codes
+        assert after.labels != numbered.labels
 
 
 def test_orders_differ() -> None:

@@ -28,6 +28,7 @@ from guardrail.training.merge import export_checkpoint
 from guardrail.training.outcome import Outcome
 from guardrail.training.quiet import quiet
 from guardrail.training.run import train
+from tests.evaluation_suite import write_suite
 from tests.tiny_encoder import tiny_folder
 from tests.tiny_guard import TAXONOMY, config_of, rows, settings, write_rows, write_taxonomy
 
@@ -221,6 +222,18 @@ def test_a_run_that_does_not_say_what_it_was_started_with_is_not_resumed(
     (out / "checkpoints").mkdir()
     with pytest.raises(ResumeError, match=r"out: there is no checks\.json"):
         train(config, out, resume=True)
+
+
+def test_a_run_goes_on_as_it_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    config = begun(settings(tmp_path), out, monkeypatch)
+    with pytest.raises(ResumeError) as caught:
+        train(config, out, resume=True, suites=[str(write_suite(tmp_path))], suite_data=tmp_path, say=lambda line: None)
+    assert str(caught.value) == f"--suite: the run in {out} was started with other suites"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ResumeError) as caught:
+        train(config, out, resume=True, say=lambda line: None)
+    assert str(caught.value) == f"{out / 'checks.json'}: processes: the run was started with 1, not with 2"
 
 
 def test_a_complete_run_is_not_read_for_other_inputs(made: Made) -> None:

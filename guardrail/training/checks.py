@@ -69,6 +69,8 @@ class Checks:
     """Unsafe rows by code; a code without any is there too."""
     characters: Mapping[str, int]
     """Lengths of the judged texts that are left: shortest, median, the 95th of a hundred, longest."""
+    compared: int = 0
+    """Rows, of those left, that are not used because they are, or nearly are, texts of a suite to compare on."""
     unknown_keys: Mapping[str, int] = field(default_factory=dict)
     """Keys of the data that were not read, and in how many rows."""
 
@@ -89,6 +91,8 @@ class Checks:
         lines += [f"  left out, {reason}: {count}" for reason, count in left_out if count]
         if self.near_repeated:
             lines.append(f"  left in, nearly equal to another: {self.near_repeated}")
+        if self.compared:
+            lines.append(f"  left out of these, texts of the suites to compare on: {self.compared}")
         lines += _table(
             ("source", "unsafe", "safe", "no verdict", "no category"),
             [(name, *map(str, asdict(counts).values())) for name, counts in self.sources.items()],

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from guardrail.errors import InputError, UsageError
+from guardrail.evaluation.suite_rows import LoadedSuite
+from guardrail.jsonl import encode
 from guardrail.training.amounts import Amount, sample
 from guardrail.training.augment import augment
 from guardrail.training.checks import Checks, check
 from guardrail.training.config import TrainingConfig
 from guardrail.training.dedupe import EvaluationIndex, evaluation_texts, split
-from guardrail.training.labelled import LabelledRow, LabelSpace, read_rows
+from guardrail.training.labelled import LabelledRow, LabelSpace, line_of, read_rows
 from guardrail.training.labels import HazardTable
 from guardrail.training.policies import PolicySampler, example_pool
 from guardrail.training.rows import Row
@@ -37,6 +40,8 @@ class Training:
     amounts: Mapping[str, Amount] | None = None
     """What a pass sees of each source; None: every row once."""
     noise: float = 0.0
+    digest: str = ""
+    """SHA-256 of all rows to train and to validate on, with those that are texts of a suite."""
 
     def sample(self, number: int, seed: int) -> list[Row]:
         """The rows of pass `number`, in random order, some of them noisy; the same for the same numbers."""
@@ -55,11 +60,12 @@ class Training:
         return found
 
 
-def load_data(config: TrainingConfig) -> Training:
-    """Read and check everything that the configuration names.
+def load_data(config: TrainingConfig, suites: Sequence[LoadedSuite] = ()) -> Training:
+    """Read and check everything that the configuration names; rows that are, or nearly are, texts of `suites` go.
 
-    Raises InputError with file, line and field for a bad row, and where no row, or only one verdict, is left to train
-    or to validate on; UsageError for an amount of a source that no row has.
+    They go last, so that which rows are held out does not depend on the suites. Raises InputError with file, line and
+    field for a bad row, and where no row, or only one verdict, is left to train or to validate on; UsageError for an
+    amount of a source that no row has.
     """
     data, space = config.data, config.space
     table = None if data.related is None else HazardTable.read(data.related, space.names)
@@ -74,13 +80,35 @@ def load_data(config: TrainingConfig) -> Training:
         rows, validation = split(rows, data.validation_share)
     if data.validation_rows is not None and len(validation) > data.validation_rows:
         validation = random.Random(0).sample(validation, data.validation_rows)
+    digest = _digest(rows, validation, space)
+    if suites:
+        compared = EvaluationIndex(_texts(suites))
+        before = len(rows) + len(validation)
+        rows, validation = ([row for row in part if not compared.reason(row)] for part in (rows, validation))
+        checks = replace(checks, compared=before - len(rows) - len(validation))
     _check_both(rows, data.train, "training")
     _check_both(validation, data.validation or data.train, "validation")
     wordings = space.wordings()
     if table is not None:
         wordings |= {name: texts for name, texts in table.wordings.items() if texts}
     sampler = PolicySampler(space, config.policies, config.changes, wordings, example_pool(rows))
-    return Training(tuple(rows), tuple(validation), sampler, checks, validation_checks, data.sources, config.noise)
+    return Training(
+        tuple(rows), tuple(validation), sampler, checks, validation_checks, data.sources, config.noise, digest
+    )
+
+
+def _digest(rows: Sequence[Row], validation: Sequence[Row], space: LabelSpace) -> str:
+    found = hashlib.sha256()
+    for part in (rows, validation):
+        for row in part:
+            found.update(encode(line_of(row, space)))
+        found.update(b"\n")
+    return found.hexdigest()
+
+
+def _texts(suites: Sequence[LoadedSuite]) -> Iterator[str]:
+    """What is judged in the suites; what was said before it may be said by anybody."""
+    return (item.conversation.judged.text for suite in suites for item in suite.items if item.conversation)
 
 
 def _of_sources(rows: Sequence[Row], amounts: Mapping[str, Amount]) -> list[Row]:

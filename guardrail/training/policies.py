@@ -148,9 +148,9 @@ def shuffle(policy: TrainingPolicy, chosen: random.Random, rate: float) -> Train
     chosen.shuffle(order)
     found = policy.part(order)
     matches = [_NUMBERED.fullmatch(code) for code in found.taxonomy.codes]
-    prefixes = {match and match[1] for match in matches}
+    prefixes = {match[1] if match else None for match in matches}
     prefix = prefixes.pop()
-    if prefixes or not prefix:
+    if prefixes or prefix is None:
         return found
     return replace(found, taxonomy=found.taxonomy.renumber(prefix))
 

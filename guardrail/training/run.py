@@ -28,7 +28,7 @@ from guardrail.training.outcome import Outcome, Say, Trained
 from guardrail.training.processes import is_main
 from guardrail.training.quiet import quiet
 from guardrail.training.result import SUMMARY, finish
-from guardrail.training.run_inputs import check_rows, check_same, check_suites, is_run, keep
+from guardrail.training.run_inputs import check_launch, check_rows, check_same, check_suites, is_run, keep
 
 __all__ = ["train"]
 
@@ -45,14 +45,14 @@ def train(
 ) -> Outcome | None:
     """Train, and write everything into `output`; `say` is told in lines what happens.
 
-    `suites` are evaluation suites to compare on besides the validation rows, `suite_data` the folder of their files.
-    With `resume` a killed run goes on, with the same result as if it had not been killed, and a complete one is only
-    read; with `overwrite` an earlier run is deleted, once suites and rows were read and checked. Of several processes
-    (`accelerate launch`) only the main one has an outcome.
+    `suites` are evaluation suites to compare on besides the validation rows, `suite_data` the folder of their files;
+    rows that are, or nearly are, texts of theirs are left out. With `resume` a killed run goes on, with the same result
+    as if it had not been killed, and a complete one is only read; with `overwrite` an earlier run is deleted, once
+    suites and rows were read and checked. Of several processes (`accelerate launch`) only the main one has an outcome.
 
     Raises UsageError for a folder that is there without `resume`, and for a suite that a complete run was not compared
     on; ResumeError when the configuration, the content of a file that it names, or the rows are not those of the run in
-    the folder; and whatever is wrong with the data.
+    the folder, or the number of processes, or, for a run that goes on, the suites; and whatever is wrong with the data.
     """
     complete = resume and (output / SUMMARY).is_file()
     if is_main():
@@ -62,15 +62,16 @@ def train(
     if complete:
         return _outcome(config, output, suites) if is_main() else None
     extra = [load_items(Suite.load(name), suite_data) for name in suites]
-    data = load_data(config)
+    data = load_data(config, extra)
     if is_main():
         for line in data.checks.lines():
             say(line)
         if resume:
-            check_rows(config, data, output)
+            check_launch(extra, output)
+            check_rows(data, output)
         elif overwrite:
             _clear(output)
-        keep(config, data, output)
+        keep(config, data, extra, output)
     with quiet():
         trained = _trained(config, data, output, resume, say)
         return finish(config, data, extra, output, trained, say) if is_main() else None
@@ -80,7 +81,7 @@ def _outcome(config: TrainingConfig, output: Path, suites: Sequence[str]) -> Out
     """What a complete run came to, where the same is asked for."""
     outcome = Outcome.from_dict(json.loads((output / SUMMARY).read_text(encoding="utf-8")))
     check_suites(suites, outcome)
-    check_rows(config, load_data(config), output)
+    check_rows(load_data(config), output)
     return outcome
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,18 +11,18 @@ from guardrail import taxonomy_yaml
 from guardrail.batch_output import failures
 from guardrail.errors import ResumeError, UsageError
 from guardrail.evaluation.suite import Suite
-from guardrail.jsonl import encode
+from guardrail.evaluation.suite_rows import LoadedSuite
 from guardrail.prompting import Template
 from guardrail.resources import digest
 from guardrail.taxonomy import Taxonomy
+from guardrail.training import processes
 from guardrail.training.config import TrainingConfig
 from guardrail.training.data import Training
-from guardrail.training.labelled import LabelSpace, line_of
 from guardrail.training.outcome import Outcome
 from guardrail.training.policies import MADE_UP, OWN
 from guardrail.training.result import write_json
 
-__all__ = ["check_rows", "check_same", "check_suites", "is_run", "keep"]
+__all__ = ["check_launch", "check_rows", "check_same", "check_suites", "is_run", "keep"]
 
 _CONFIG: Final = "config.yaml"
 _CHECKS: Final = "checks.json"
@@ -35,10 +34,12 @@ def is_run(output: Path) -> bool:
     return all((output / name).is_file() for name in (_CONFIG, _CHECKS))
 
 
-def keep(config: TrainingConfig, data: Training, output: Path) -> None:
+def keep(config: TrainingConfig, data: Training, suites: Sequence[LoadedSuite], output: Path) -> None:
     """Write config.yaml and checks.json."""
     found = {
-        "rows_sha256": _rows_digest(data, config.space),
+        "rows_sha256": data.digest,
+        "processes": processes.count(),
+        "suites": _digests(suites),
         "inputs": {key: content for key, _, content in _inputs(config)},
         "training_rows": len(data.rows),
         "validation_rows": len(data.validation),
@@ -79,10 +80,28 @@ def check_same(config: TrainingConfig, output: Path) -> None:
             )
 
 
-def check_rows(config: TrainingConfig, data: Training, output: Path) -> None:
+def check_launch(suites: Sequence[LoadedSuite], output: Path) -> None:
+    """Refuse to go on with more or fewer processes, whose batches would be others, or without texts of other suites.
+
+    Raises ResumeError.
+    """
+    file = output / _CHECKS
+    if not file.is_file():
+        return
+    kept, count = _kept(output), processes.count()
+    if kept.get("processes") != count:
+        raise ResumeError(
+            f"{file}: processes: the run was started with {kept.get('processes')}, not with {count}",
+            hint=f"start as many, or {_ANEW}",
+        )
+    if kept.get("suites") != _digests(suites):
+        raise ResumeError(f"--suite: the run in {output} was started with other suites", hint=f"name them, or {_ANEW}")
+
+
+def check_rows(data: Training, output: Path) -> None:
     """Refuse to go on with other rows: a ResumeError."""
     file = output / _CHECKS
-    if file.is_file() and _kept(output).get("rows_sha256") != _rows_digest(data, config.space):
+    if file.is_file() and _kept(output).get("rows_sha256") != data.digest:
         raise ResumeError(f"{file}: the run was started with other rows", hint=_ANEW)
 
 
@@ -95,6 +114,10 @@ def check_suites(suites: Sequence[str], outcome: Outcome) -> None:
                 f"--suite: the run in {outcome.folder} is complete, and was not compared on {suite}",
                 hint=f"guardrail eval {name} --model {outcome.model} measures it",
             )
+
+
+def _digests(suites: Sequence[LoadedSuite]) -> dict[str, str]:
+    return {loaded.suite.id: loaded.sha256 for loaded in suites}
 
 
 def _there(file: Path) -> bool:
@@ -130,12 +153,3 @@ def _inputs(config: TrainingConfig) -> Iterator[tuple[str, str, str]]:
         yield "template", config.template, Template.load(config.template).digest
     if (related := config.data.related) is not None:
         yield "data.related", str(related), digest(json.dumps(taxonomy_yaml.read(related).data, sort_keys=True))
-
-
-def _rows_digest(data: Training, space: LabelSpace) -> str:
-    found = hashlib.sha256()
-    for part in (data.rows, data.validation):
-        for row in part:
-            found.update(encode(line_of(row, space)))
-        found.update(b"\n")
-    return found.hexdigest()
