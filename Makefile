@@ -57,11 +57,12 @@ prepared/train.jsonl:
 # glibc gives large blocks back to the system after each use, and the next one begins with page faults: keep them.
 KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 
+train-llama: OUT := runs/llama
 train-llama: prepared/train.jsonl  ## a small Llama from nothing, a process per core: make train-llama DATA=… OUT=runs/llama PROCESSES=2
 	OMP_NUM_THREADS=1 $(KEEP_MEMORY) $(BIN)/torchrun --nproc-per-node $(PROCESSES) -m guardrail train configs/llama-scratch.yaml -o "$(OUT)" --suite openai-moderation --suite toxic-chat --suite-data "$(DATA)"
 
-evaluate:         ## the report on five public sets, in OUT/evaluation: make evaluate DATA=… OUT=…
-	$(BIN)/guardrail eval openai-moderation toxic-chat xstest hatecheck beavertails --adaptation all --data "$(DATA)" -o "$(OUT)/evaluation"
+evaluate:         ## the report on five public sets, in OUT/evaluation, of OUT/model where there is one: make evaluate DATA=… OUT=…
+	$(BIN)/guardrail eval --model "$(if $(wildcard $(OUT)/model/config.json),encoder:$(OUT)/model,embedded)" openai-moderation toxic-chat xstest hatecheck beavertails --adaptation all --data "$(DATA)" -o "$(OUT)/evaluation"
 
 bench:            ## side-by-side speed measurements; prints ratios (the extra bench has what is compared with)
 	$(BIN)/python benchmarks/bootstrap.py

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sklearn.metrics import f1_score
 
+from guardrail.errors import ModelError
 from guardrail.training.card_table import interval, number, spread, table
 from guardrail.training.model_card import NEW_CATEGORIES, card, write_card
 from guardrail.training.model_card_evaluation import failures
@@ -104,7 +106,13 @@ def test_sections_are_there_only_when_measured() -> None:
 
 def test_evaluation_with_slices_and_categories() -> None:
     found = results()
-    text = card(report("one"), manifest("one"), CONFIG, LOOKS, found)
+    told = report("one")
+    told["config"]["informed"] = "The mix was told by look 3."
+    text = card(told, manifest("one"), CONFIG, LOOKS, found)
+    assert "was chosen on these sets.\nThe mix was told by look 3.\n" in text
+    unsafe, safe = found[0]["counts"]["unsafe"], found[0]["counts"]["safe"]
+    trivial = f1_score([1] * unsafe + [0] * safe, [1] * (unsafe + safe))
+    assert f"- F1 of flagging every item: {found[0]['suite']['name']} {trivial:.3f}" in text
     assert "| `0123456789ab` | 2026-01-02 | ToxicChat | 0.654 |" in text
     lines = rows(text)
     for result in found:
@@ -188,19 +196,34 @@ def test_a_run_without_hazards_says_so() -> None:
 
 def test_cost_is_an_estimate_with_its_assumption() -> None:
     found = report("one")
-    found["trained"] |= {"seconds": 5400, "threads": 2, "cores": 4}
+    found["trained"] |= {"seconds": 5400, "core_seconds": 10800, "cores": 4}
     text = card(found, manifest("one"), CONFIG, [], [])
-    assert "Training took 90 minutes on 2 threads of a CPU with 4 cores" in text
-    assert "3.0 core-hours" in text
+    assert "The runs took 90 minutes together, 3.0 core-hours,\non a CPU with 4 cores" in text
     assert "assumed 10 W" in text
     assert "0.030 kWh" in text
+    found["trained"] |= {"start": "one@abc", "earlier": {"core_seconds": 7200, "whole": True}}
+    text = card(found, manifest("one"), CONFIG, [], [])
+    assert "With that of `one@abc` it is 5.0 core-hours." in text
+    assert "0.050 kWh" in text
+    found["trained"]["earlier"]["whole"] = False
+    assert "5.0 core-hours; the training before that" in card(found, manifest("one"), CONFIG, [], [])
+
+
+def test_roles() -> None:
+    shares = {"requests": {"items": 9, "flagged": 0.75}, "refused": {"items": 9, "flagged": None}}
+    text = card({**report("one"), "judged_role": shares}, manifest("one"), CONFIG, [], [])
+    assert "## Does the judged role matter?" in text
+    assert "| harmful requests | 9 | 0.75 |" in text
+    assert "| refusals of these requests | 9 | – |" in text
+    assert "answers to the same prompts that" not in text
 
 
 def test_reads_what_a_run_left(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "evaluation").mkdir()
     files = {"report.json": report("one"), "manifest.json": manifest("one"), "model/config.json": CONFIG}
-    more = {"looks.json": LOOKS, "evaluation/report.json": {"runs": results()}, NEW_CATEGORIES: new_categories()}
+    evaluated = [{**result, "model": "tiny@0123456789ab"} for result in results()]
+    more = {"looks.json": LOOKS, "evaluation/report.json": {"runs": evaluated}, NEW_CATEGORIES: new_categories()}
     for name, value in files.items():
         (tmp_path / name).write_text(json.dumps(value))
     write_card(tmp_path)
@@ -212,6 +235,9 @@ def test_reads_what_a_run_left(tmp_path: Path) -> None:
     assert before == card(report("one"), manifest("one"), CONFIG, [], [])
     assert after == card(report("one"), manifest("one"), CONFIG, LOOKS, results(), new_categories())
     assert "## Evaluation" in after
+    (tmp_path / "evaluation" / "report.json").write_text(json.dumps({"runs": results()}))
+    with pytest.raises(ModelError, match="is of guardrail-minilm@50ca41d28a3e, not of tiny@0123456789ab"):
+        write_card(tmp_path)
 
 
 def test_every_table_has_cells_for_its_head() -> None:

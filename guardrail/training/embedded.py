@@ -84,6 +84,7 @@ def _describe(
     renderer, sampler = _policies(table, config, Hyper(**config["hyper"]), options.base)
     trained = json.loads((options.output / "training.json").read_text(encoding="utf-8"))
     trained["start"] = None if begin is None else begin.base.name
+    trained["earlier"] = None if begin is None else _earlier(options.start)
     trained["validation"] = validation.measure(model, renderer, sampler.shipped[DEFAULT])
     date = datetime.now(UTC).date().isoformat()
     recipe = read_recipe(config["calibration"])
@@ -94,6 +95,16 @@ def _describe(
     report["trained"] = trained
     _write(options.output / "report.json", report)
     write_card(options.output)
+
+
+def _earlier(run: Path) -> dict[str, Any]:
+    """What was measured of the training that a run went on from: its core-seconds, and whether that is all of it."""
+    report = run / "report.json"
+    if not report.is_file():
+        return {"core_seconds": 0, "whole": False}
+    trained = json.loads(report.read_text(encoding="utf-8"))["trained"]
+    before = trained.get("earlier") or {"core_seconds": 0, "whole": trained["start"] is None}
+    return {"core_seconds": before["core_seconds"] + trained["core_seconds"], "whole": before["whole"]}
 
 
 def train(
@@ -131,7 +142,8 @@ def train(
         return True
 
     trainer.train(lambda turn: mix.sample(turn, seed), evaluate)
-    torch.save({**best, "seconds": round(time.monotonic() - started)}, output / _checkpoint(number))
+    took = {"seconds": round(time.monotonic() - started), "threads": torch.get_num_threads()}
+    torch.save({**best, **took}, output / _checkpoint(number))
 
 
 def average_runs(files: Sequence[Path], output: Path, start: EncoderModel | None = None, share: float = 0.0) -> None:
@@ -148,8 +160,8 @@ def average_runs(files: Sequence[Path], output: Path, start: EncoderModel | None
     torch.save({"weights": weights}, output / "checkpoint.pt")
     steps = [{"best_step": run["step"], "validation": run["found"], "seconds": run["seconds"]} for run in runs]
     trained = {
-        "runs": steps, "seconds": sum(run["seconds"] for run in runs), "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
+        "runs": steps, "seconds": sum(run["seconds"] for run in runs),
+        "core_seconds": sum(run["seconds"] * run["threads"] for run in runs), "cores": os.cpu_count(),
     }  # fmt: skip
     _write(output / "training.json", trained)
 

@@ -27,6 +27,7 @@ from guardrail.training.encoder_validation import Validation, domain_scores
 from guardrail.training.export import MINILM, Base, export
 from guardrail.training.held_out import FILE, SUITES, write_rows
 from guardrail.training.identity_bias import identity_bias
+from guardrail.training.judged_role import judged_role
 from guardrail.training.mix import Mix
 from guardrail.training.obedience import obedience
 from guardrail.training.onnx_graph import write_graph
@@ -73,13 +74,13 @@ def finish(
         "int8": domains,
         "float32": exact,
         "calibration": write_calibration(folder, validation.rows, output, recipe),
-        **_behaviour(folder, mix.held_out),
+        **_behaviour(folder, mix.held_out, validation.domains.get("requests", ())),
         "bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
     }
 
 
-def _behaviour(folder: Path, rows: Sequence[Row]) -> dict[str, Any]:
-    """What the calibrated guard in a folder makes of other policies and of terms for groups of people."""
+def _behaviour(folder: Path, rows: Sequence[Row], requests: Sequence[str]) -> dict[str, Any]:
+    """What the calibrated guard in a folder makes of other policies, of roles, and of terms for groups of people."""
     backend = EncoderBackend(folder)
 
     def make(taxonomy: Taxonomy) -> Guard:
@@ -87,7 +88,12 @@ def _behaviour(folder: Path, rows: Sequence[Row]) -> dict[str, Any]:
 
     default = backend.default_taxonomy
     policy = TrainingPolicy(OWN, default, tuple(frozenset(item.hazards) for item in default))
-    found = {"obedience": obedience(make, policy, rows), "identity_bias": identity_bias(make(default), rows)}
+    guard = make(default)
+    found = {
+        "obedience": obedience(make, policy, rows),
+        "judged_role": judged_role(guard, rows, requests),
+        "identity_bias": identity_bias(guard, rows),
+    }
     backend.close()
     return found
 

@@ -7,9 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from guardrail.errors import ModelError
 from guardrail.training.card_table import table
 from guardrail.training.export import MINILM
-from guardrail.training.model_card_behaviour import cost, identity, new_categories, obedience, validation
+from guardrail.training.model_card_behaviour import (
+    cost,
+    identity,
+    judged_role,
+    new_categories,
+    obedience,
+    validation,
+)
 from guardrail.training.model_card_evaluation import categories, evaluation, failures, slices
 
 __all__ = ["NEW_CATEGORIES", "card", "write_card"]
@@ -19,14 +27,24 @@ NEW_CATEGORIES = "new_categories.json"
 
 
 def write_card(run: Path) -> None:
-    """Write MODEL_CARD.md into the folder of a run, from the files that training and what came after it left there."""
+    """Write MODEL_CARD.md into the folder of a run, from the files that training and what came after it left there.
+
+    Raises ModelError when the evaluation there is of another model.
+    """
     looks, evaluated, new = run / "looks.json", run / "evaluation" / "report.json", run / NEW_CATEGORIES
+    config = _read(run / "model" / "config.json")
+    results = _read(evaluated)["runs"] if evaluated.is_file() else []
+    name = f"{config['id']}@{config['digest']}"
+    for result in results:
+        if result["model"] != name:
+            hint = f"evaluate the model in {run / 'model'}, or remove that folder"
+            raise ModelError(f"{evaluated}: is of {result['model']}, not of {name}", hint=hint)
     text = card(
         _read(run / "report.json"),
         _read(run / "manifest.json"),
-        _read(run / "model" / "config.json"),
+        config,
         _read(looks) if looks.is_file() else [],
-        _read(evaluated)["runs"] if evaluated.is_file() else [],
+        results,
         _read(new) if new.is_file() else None,
     )
     (run / "MODEL_CARD.md").write_text(text, encoding="utf-8")
@@ -43,12 +61,13 @@ def card(
     """The model card as Markdown; `results` are those of the evaluation's report, `new` is NEW_CATEGORIES."""
     parts = (
         _head(report, config),
-        evaluation(looks, results, config["digest"]),
+        evaluation(looks, results, config["digest"], report["config"].get("informed", "")),
         slices(results),
         categories(results),
         failures(results),
         validation(report),
         obedience(report),
+        judged_role(report),
         new_categories(new),
         identity(report),
         _data(report, manifest),
@@ -187,9 +206,9 @@ that the model never saw take a training of their own:
     python -m guardrail.training.new_categories --data folder-with-train-and-eval \\
         --run runs/withheld --card runs/embedded
 
-Seeds, amounts and hyper-parameters are in `configs/train-embedded.yaml` and, of the second half, in
-`configs/train-embedded-more.yaml`; `docs/training-embedded.md` tells what was tried. How much
-numbers vary between runs and machines was not measured.
+Seeds, amounts and hyper-parameters are in `configs/train-embedded.yaml` and, of the further parts, in
+`configs/train-embedded-more.yaml` and `configs/train-embedded-last.yaml`; `docs/training-embedded.md` tells what was
+tried. How much numbers vary between runs and machines was not measured.
 """
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from guardrail.training.card_table import number, spread, table
 
-__all__ = ["cost", "identity", "new_categories", "obedience", "validation"]
+__all__ = ["cost", "identity", "judged_role", "new_categories", "obedience", "validation"]
 
 Found = Mapping[str, Any]
 _WATTS = 10
@@ -25,6 +25,10 @@ def validation(report: Found) -> str:
     development = trained["validation"].get("development", float("nan"))
     runs = _count(len(trained["runs"]), "training run")
     steps = " and ".join(str(run["best_step"]) for run in trained["runs"])
+    every = report["config"].get("hyper", {}).get("evaluate_every", 0)
+    # A run that was evaluated at its end alone has no best step.
+    ended = all(run["best_step"] < every for run in trained["runs"])
+    chosen = "" if ended else ", each the best of its run by `macro` and the development set"
     start = trained.get("start")
     share = report["config"].get("start_share")
     mixed = f", whose weights make up {share:.0%} of the mean" if share else ""
@@ -34,9 +38,9 @@ def validation(report: Found) -> str:
 
 {report["held_out_rows"]} rows that were held out of the training sources, at most 300 of each. Average precision of the
 verdict in each group of sources (`domains` in the configuration), as shipped and in 32 bits. The model is the mean of
-the weights of {runs}, each at its best step ({steps}) by the mean of `macro` and the
-average precision on a development set: ToxicChat's human-written training prompts, which were not trained on, without
-those that its test set repeats ({development:.3f} there). That choice may favour ToxicChat's test set a little.
+the weights of {runs}, of {steps} steps{chosen}. The development set, which runs and mixes
+were chosen by together with `macro`, is ToxicChat's human-written training prompts, which were not trained on, without
+those that its test set repeats (average precision {development:.3f}). That may favour ToxicChat's test set a little.
 {going_on}Calibration and thresholds were fitted on the held-out rows.
 
 {table(("group", "8-bit", "32-bit"), rows)}"""
@@ -77,6 +81,33 @@ _CHANGES = {
     "recoded": "other codes",
     "definitions_only": "names without a meaning, definitions kept",
     "names_only": "names only, all definitions deleted",
+}
+
+
+def judged_role(report: Found) -> str:
+    """Requests, refusals of them, and answers; empty when nobody measured it."""
+    found = report.get("judged_role")
+    if not found:
+        return ""
+    rows = [
+        (text, found[name]["items"], number(found[name]["flagged"], 2))
+        for name, text in _ROLES.items()
+        if name in found
+    ]
+    return f"""
+## Does the judged role matter?
+
+Held-out messages and answers at the shipped thresholds. The refusals are of our own writing and none that was trained
+on; each of them follows one of the requests above it. The answers are to the same prompts, safe and unsafe ones.
+
+{table(("judged", "items", "flagged"), rows)}"""
+
+
+_ROLES = {
+    "requests": "harmful requests",
+    "refused": "refusals of these requests",
+    "harmful": "answers that do harm",
+    "harmless": "answers to the same prompts that do none",
 }
 
 
@@ -168,16 +199,20 @@ def cost(report: Found) -> str:
     trained = report["trained"]
     if "seconds" not in trained:
         return "## Time and energy\n\nNot measured."
-    minutes = round(trained["seconds"] / 60)
-    start = f", after that of `{trained['start']}`, which is not counted" if trained.get("start") else ""
-    threads = _count(trained["threads"], "thread")
-    hours = trained["seconds"] * trained["threads"] / 3600
+    hours = trained["core_seconds"] / 3600
+    earlier, start = trained.get("earlier"), trained.get("start")
+    before = ""
+    if earlier:
+        hours += earlier["core_seconds"] / 3600
+        rest = "" if earlier["whole"] else "; the training before that, where it was not recorded, is not counted"
+        before = f" With that of `{start}` it is {hours:.1f} core-hours{rest}."
     return f"""
 ## Time and energy
 
-Training took {minutes} minutes on {threads} of a CPU with {trained["cores"]} cores and no GPU{start}:
-{hours:.1f} core-hours, with whatever else ran on the machine. Energy was not measured; at an assumed {_WATTS} W for
-each busy core it is about {hours * _WATTS / 1000:.3f} kWh. Runs that were tried before are not counted."""
+The runs took {trained["seconds"] / 60:.0f} minutes together, {trained["core_seconds"] / 3600:.1f} core-hours,
+on a CPU with {trained["cores"]} cores and no GPU, with whatever else ran on the machine.{before}
+Energy was not measured; at an assumed {_WATTS} W for each busy core it is about {hours * _WATTS / 1000:.3f} kWh.
+Runs that were tried before are not counted."""
 
 
 def _count(number: int, what: str) -> str:

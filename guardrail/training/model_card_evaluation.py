@@ -18,8 +18,11 @@ _NEARLY_ALL = 0.9
 _NAMED = 4
 
 
-def evaluation(looks: Sequence[Mapping[str, Any]], results: Sequence[Result], digest: str) -> str:
-    """All sets in one table, and every model of this version that was scored on them; empty without results."""
+def evaluation(looks: Sequence[Mapping[str, Any]], results: Sequence[Result], digest: str, informed: str = "") -> str:
+    """All sets in one table, and every model of this version that was scored on them; empty without results.
+
+    `informed` says what earlier looks at the sets had a part in, as the configuration tells it.
+    """
     if not results:
         return ""
     rows = [
@@ -44,14 +47,31 @@ only: by chance it is the share of unsafe items.
 {table(head, rows)}
 
 {_NL.join(caveats)}
-
+{_trivial(results)}{_unjudged(results)}
 The calibration assumes a share of unsafe messages, see above; where the share is far from it the probabilities are off.
 {_worse(results)}. Fit one on your own data with `guardrail calibrate`.
 
-Nothing was chosen on these sets. Each model that was ever scored on them, oldest first; this one is
-`{digest}`:
+No weights, step or threshold was chosen on these sets.{_NL + informed.strip() if informed else ""}
+Each model that was ever scored on them, oldest first; this one is `{digest}`:
 
 {table(("model", "date", "set", "AUPRC"), _looks(looks))}"""
+
+
+def _trivial(results: Sequence[Result]) -> str:
+    """F1 of flagging everything, which is high where most items are unsafe."""
+    shares = ((result, result["counts"]["unsafe"]) for result in results)
+    found = (f"{_name(result)} {2 * unsafe / (unsafe + _known(result)):.3f}" for result, unsafe in shares if unsafe)
+    return f"- F1 of flagging every item: {', '.join(found)}.{_NL}"
+
+
+def _unjudged(results: Sequence[Result]) -> str:
+    """What errors would cost as mistakes; an empty line without errors."""
+    found = [f"{_name(result)} {number(result['pessimistic']['auprc'])}" for result in results if result["pessimistic"]]
+    return f"- AUPRC with each error as a mistake: {', '.join(found)}.{_NL}" if found else ""
+
+
+def _known(result: Result) -> int:
+    return int(result["counts"]["unsafe"] + result["counts"]["safe"])
 
 
 def slices(results: Sequence[Result]) -> str:
