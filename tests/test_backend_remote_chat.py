@@ -57,6 +57,16 @@ def test_codes_of_digit_after_digit() -> None:
     assert math.exp(answer.codes[0]) == pytest.approx(0.8)  # as if no digit followed
 
 
+@pytest.mark.parametrize("codes", [CODES, tuple(map(str.lower, CODES))])
+def test_codes_in_small_letters_are_the_same(codes: Sequence[str]) -> None:
+    small, large = (
+        read_chat([at("unsafe"), at("\n"), at(letter, o=0.1), at("10", **{"2": 0.05}), at(",")], FAMILY, codes)
+        for letter in "sS"
+    )
+    assert small == large
+    assert max(range(4), key=small.codes.__getitem__) == 2
+
+
 def test_behind_safe_no_code_is_known() -> None:
     assert read_chat([at("safe", unsafe=0.3), at("<|eot_id|>")], FAMILY, CODES).codes == (0.0,) * 4
     assert read_chat([at("unsafe", safe=0.3)], FAMILY, CODES).codes == (0.0,) * 4

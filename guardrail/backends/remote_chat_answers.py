@@ -58,8 +58,9 @@ def _codes(positions: Sequence[Position], codes: Sequence[str]) -> tuple[float, 
     """Upper bounds of the codes' logprobs, from the first code of the answer.
 
     Where its tokens part from a code's, that code is at most as likely as the best listed token that it may go on
-    with.
+    with. Capital and small letters are the same: some tokenizers know small ones only.
     """
+    codes = [code.casefold() for code in codes]
     found: dict[str, float] = {}
     done, reached = "", 0.0
     started = False
@@ -68,7 +69,7 @@ def _codes(positions: Sequence[Position], codes: Sequence[str]) -> tuple[float, 
         if not started and not chosen.strip():
             continue
         started = True
-        chosen = chosen.lstrip() if not done else chosen
+        chosen = (chosen if done else chosen.lstrip()).casefold()
         for code in codes:
             parts_later = code.startswith(done + chosen) and code != done + chosen
             if code not in found and code.startswith(done) and not parts_later:
@@ -85,7 +86,8 @@ def _codes(positions: Sequence[Position], codes: Sequence[str]) -> tuple[float, 
 
 def _bound(position: Position, rest: str) -> float:
     """The logprob of the token that goes on with `rest`, or at most that of what is not listed."""
-    ways = [entry.logprob for entry in position.entries if (text := _text(entry).strip()) and rest.startswith(text)]
+    texts = ((_text(entry).strip().casefold(), entry.logprob) for entry in position.entries)
+    ways = [logprob for text, logprob in texts if text and rest.startswith(text)]
     return max(ways, default=position.bound)
 
 

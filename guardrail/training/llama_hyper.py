@@ -35,7 +35,7 @@ class LlamaHyper:
     """Hyper-parameters; a step is one update of the weights."""
 
     method: Literal["full", "lora", "qlora"] = "full"
-    """Train all weights, adapters, or adapters beside a base in 4 bits (Dettmers et al. 2023; needs CUDA)."""
+    """Train all weights, adapters, or adapters beside a base in 4 bits (Dettmers et al. 2023)."""
     learning_rate: float = 2e-6
     """The highest rate of the schedule."""
     steps: int | None = None
