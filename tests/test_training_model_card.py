@@ -203,10 +203,12 @@ def test_cost_is_an_estimate_with_its_assumption() -> None:
     assert "0.030 kWh" in text
     found["trained"] |= {"start": "one@abc", "earlier": {"core_seconds": 7200, "whole": True}}
     text = card(found, manifest("one"), CONFIG, [], [])
-    assert "With that of `one@abc` it is 5.0 core-hours." in text
+    assert "With those of `one@abc`, and what was before them, it is 5.0 core-hours.\nEnergy" in text
     assert "0.050 kWh" in text
-    found["trained"]["earlier"]["whole"] = False
-    assert "5.0 core-hours; the training before that" in card(found, manifest("one"), CONFIG, [], [])
+    found["trained"]["earlier"] = {"core_seconds": 0, "whole": False}
+    text = card(found, manifest("one"), CONFIG, [], [])
+    assert "3.0 core-hours" in text
+    assert "machine.\nTraining before that was not all recorded" in text
 
 
 def test_roles() -> None:

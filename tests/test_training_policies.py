@@ -28,6 +28,7 @@ from guardrail.training.policies import (
     rephrase,
     shuffle,
     strip,
+    unname,
     with_examples,
 )
 from guardrail.training.rows import UNKNOWN, Row, targets
@@ -169,6 +170,23 @@ def test_a_policy_loses_its_names_or_all_but_its_names() -> None:
         seen.add(names)
     assert len(seen) > 10
     assert tuple(category.name for category in POLICY.taxonomy) in seen
+
+
+def test_names_alone_are_lost() -> None:
+    whole = TrainingPolicy(OWN, CANONICAL.taxonomy, CANONICAL.labels)
+    bare = tuple(replace(item, definition="") for item in POLICY.taxonomy)
+    without = replace(POLICY, taxonomy=replace(POLICY.taxonomy, categories=bare))
+    for seed in range(20):
+        chosen = random.Random(seed)
+        found = unname(whole, chosen, 1.0)
+        assert found.labels == whole.labels
+        pairs = list(zip(found.taxonomy, whole.taxonomy, strict=True))
+        assert all((one.name == other.name) != bool(other.definition) for one, other in pairs)
+        assert [replace(one, name="x") for one, _ in pairs] == [replace(other, name="x") for _, other in pairs]
+        assert unname(without, chosen, 1.0) == without
+    state = chosen.getstate()
+    assert unname(whole, chosen, 0.0) is whole
+    assert chosen.getstate() == state  # so that runs without it draw what they drew before there was it
 
 
 def test_a_name_without_a_definition_stays() -> None:

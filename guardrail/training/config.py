@@ -37,7 +37,7 @@ _UNCHANGED = PolicyChanges()
 _RECIPE = Recipe()
 _LLAMA_ONLY = ("scratch", "template", "answer")
 # The encoder's trainer has these as flip_rate, noise_rate and example_rate; its categories have no order.
-_ENCODER_CHANGES = ("drop_unviolated", "rephrase", "strip")
+_ENCODER_CHANGES = ("drop_unviolated", "rephrase", "strip", "unname")
 
 
 @dataclass(frozen=True, slots=True)

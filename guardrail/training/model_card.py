@@ -206,9 +206,8 @@ that the model never saw take a training of their own:
     python -m guardrail.training.new_categories --data folder-with-train-and-eval \\
         --run runs/withheld --card runs/embedded
 
-Seeds, amounts and hyper-parameters are in `configs/train-embedded.yaml` and, of the further parts, in
-`configs/train-embedded-more.yaml` and `configs/train-embedded-last.yaml`; `docs/training-embedded.md` tells what was
-tried. How much numbers vary between runs and machines was not measured.
+Seeds, amounts and hyper-parameters are in the configurations that `make train-embedded` names;
+`docs/training-embedded.md` tells what was tried. How much numbers vary between runs and machines was not measured.
 """
 
 

@@ -202,10 +202,11 @@ def cost(report: Found) -> str:
     hours = trained["core_seconds"] / 3600
     earlier, start = trained.get("earlier"), trained.get("start")
     before = ""
-    if earlier:
+    if earlier and earlier["core_seconds"]:
         hours += earlier["core_seconds"] / 3600
-        rest = "" if earlier["whole"] else "; the training before that, where it was not recorded, is not counted"
-        before = f" With that of `{start}` it is {hours:.1f} core-hours{rest}."
+        before += f"\nWith those of `{start}`, and what was before them, it is {hours:.1f} core-hours."
+    if earlier and not earlier["whole"]:
+        before += "\nTraining before that was not all recorded, and what was not is not counted."
     return f"""
 ## Time and energy
 

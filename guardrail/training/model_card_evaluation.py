@@ -52,6 +52,7 @@ The calibration assumes a share of unsafe messages, see above; where the share i
 {_worse(results)}. Fit one on your own data with `guardrail calibrate`.
 
 No weights, step or threshold was chosen on these sets.{_NL + informed.strip() if informed else ""}
+
 Each model that was ever scored on them, oldest first; this one is `{digest}`:
 
 {table(("model", "date", "set", "AUPRC"), _looks(looks))}"""

@@ -32,6 +32,7 @@ __all__ = [
     "rephrase",
     "shuffle",
     "strip",
+    "unname",
     "with_examples",
 ]
 
@@ -96,6 +97,8 @@ class PolicyChanges:
     """Of each category: that it has one to four few-shot examples."""
     strip: float = 0.0
     """Of a policy: that its categories lose their names, or else all but their names."""
+    unname: float = 0.0
+    """Of a policy: that its categories lose their names, besides what `strip` does."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -181,16 +184,23 @@ def strip(policy: TrainingPolicy, chosen: random.Random, rate: float) -> Trainin
     """
     if chosen.random() >= rate:
         return policy
-    names_only = chosen.random() < 0.5
+    if chosen.random() < 0.5:
+        bare = (replace(category, definition="", include=(), exclude=()) for category in policy.taxonomy)
+        return replace(policy, taxonomy=replace(policy.taxonomy, categories=tuple(bare)))
+    return unname(policy, chosen, 1.0)
+
+
+def unname(policy: TrainingPolicy, chosen: random.Random, rate: float) -> TrainingPolicy:
+    """With probability `rate` the policy under names that say nothing; a category without a definition keeps its."""
+    if not rate or chosen.random() >= rate:
+        return policy
     word, first = chosen.choice(_BLANK_NAMES), chosen.randint(1, 20)
-    categories = []
-    for number, category in enumerate(policy.taxonomy, first):
-        if names_only:
-            category = replace(category, definition="", include=(), exclude=())
-        elif category.definition:
-            category = replace(category, name=f"{word} {number}")
-        categories.append(category)
-    return replace(policy, taxonomy=replace(policy.taxonomy, categories=tuple(categories)))
+    names = {
+        category.code: f"{word} {number}"
+        for number, category in enumerate(policy.taxonomy, first)
+        if category.definition
+    }
+    return replace(policy, taxonomy=policy.taxonomy.rename(names))
 
 
 def with_examples(
@@ -280,7 +290,7 @@ class PolicySampler:
         policy = drop_unviolated(policy, rows, chosen, changes.drop_unviolated)
         policy = drop_violated(policy, rows, chosen, changes.drop_violated)
         policy = rephrase(policy, self.wordings, chosen, changes.rephrase)
-        policy = strip(policy, chosen, changes.strip)
+        policy = unname(strip(policy, chosen, changes.strip), chosen, changes.unname)
         policy = with_examples(policy, self.examples, rows, chosen, changes.examples)
         return shuffle(policy, chosen, changes.shuffle)
 
