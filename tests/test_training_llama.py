@@ -140,9 +140,22 @@ def test_it_stops_early_and_keeps_the_best(tmp_path: Path) -> None:
     torch.testing.assert_close(again.state_dict(), model.state_dict())
 
 
-def test_bfloat16_learns_as_well(tmp_path: Path) -> None:
-    result = train(tiny_model(), tmp_path, replace(HYPER, dtype="bfloat16", gradient_checkpointing=True))
-    assert losses(result)[-1] < losses(result)[0] / 2
+def test_bfloat16_learns_as_well_and_activations_are_computed_again(tmp_path: Path) -> None:
+    def products(checkpointing: bool) -> tuple[list[torch.dtype], dict[str, torch.Tensor]]:
+        """The number formats of a layer's products in training, and the trained weights."""
+        hyper, seen = replace(HYPER, dtype="bfloat16", gradient_checkpointing=checkpointing), []
+        model, _ = prepared(tiny_model(), transformers_tokenizer(), hyper)
+        model.model.layers[0].self_attn.q_proj.register_forward_hook(
+            lambda layer, _, product: seen.append(product.dtype) if layer.training else None
+        )
+        result = train(model, tmp_path / str(checkpointing), hyper)
+        assert losses(result)[-1] < losses(result)[0] / 2
+        return seen, model.state_dict()
+
+    (once, kept), (twice, computed) = products(False), products(True)
+    assert set(once) == set(twice) == {torch.bfloat16}
+    assert len(twice) == 2 * len(once)
+    torch.testing.assert_close(computed, kept)
 
 
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
