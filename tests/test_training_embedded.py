@@ -168,6 +168,10 @@ def goes_on_from(start: Path, data: Path, base: Path, config: dict[str, Any]) ->
     first, end, mean = (torch.load(file, weights_only=True)["weights"] for file in files)
     assert torch.equal(mean["layers.0.up.weight"], first["layers.0.up.weight"])  # not what 8 bits make of it
     torch.testing.assert_close(mean["logit.weight"], 0.25 * first["logit.weight"] + 0.75 * end["logit.weight"])
+    took = [json.loads((run / "training.json").read_text())["core_seconds"] for run in (start, output)]
+    trained = json.loads((output / "report.json").read_text(encoding="utf-8"))["trained"]
+    assert trained["core_seconds"] == took[1]
+    assert trained["earlier"] == {"core_seconds": took[0], "whole": True}
     name = json.loads((start / "model" / "config.json").read_text(encoding="utf-8"))["digest"]
     card = (output / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert f"| trained on from | `tiny@{name}`" in card

@@ -103,7 +103,7 @@ def _earlier(run: Path) -> dict[str, Any]:
     if not report.is_file():
         return {"core_seconds": 0, "whole": False}
     trained = json.loads(report.read_text(encoding="utf-8"))["trained"]
-    before = trained.get("earlier") or {"core_seconds": 0, "whole": trained["start"] is None}
+    before = trained.get("earlier") or {"core_seconds": 0, "whole": trained.get("start") is None}
     return {"core_seconds": before["core_seconds"] + trained["core_seconds"], "whole": before["whole"]}
 
 

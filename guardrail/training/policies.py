@@ -184,22 +184,22 @@ def strip(policy: TrainingPolicy, chosen: random.Random, rate: float) -> Trainin
     """
     if chosen.random() >= rate:
         return policy
-    if chosen.random() < 0.5:
-        bare = (replace(category, definition="", include=(), exclude=()) for category in policy.taxonomy)
-        return replace(policy, taxonomy=replace(policy.taxonomy, categories=tuple(bare)))
-    return unname(policy, chosen, 1.0)
+    names_only, nameless = chosen.random() < 0.5, _nameless(policy, chosen)
+    if not names_only:
+        return nameless
+    bare = (replace(category, definition="", include=(), exclude=()) for category in policy.taxonomy)
+    return replace(policy, taxonomy=replace(policy.taxonomy, categories=tuple(bare)))
 
 
 def unname(policy: TrainingPolicy, chosen: random.Random, rate: float) -> TrainingPolicy:
     """With probability `rate` the policy under names that say nothing; a category without a definition keeps its."""
-    if not rate or chosen.random() >= rate:
-        return policy
+    # Without it, policies are drawn as before there was it.
+    return _nameless(policy, chosen) if rate and chosen.random() < rate else policy
+
+
+def _nameless(policy: TrainingPolicy, chosen: random.Random) -> TrainingPolicy:
     word, first = chosen.choice(_BLANK_NAMES), chosen.randint(1, 20)
-    names = {
-        category.code: f"{word} {number}"
-        for number, category in enumerate(policy.taxonomy, first)
-        if category.definition
-    }
+    names = {item.code: f"{word} {number}" for number, item in enumerate(policy.taxonomy, first) if item.definition}
     return replace(policy, taxonomy=policy.taxonomy.rename(names))
 
 
