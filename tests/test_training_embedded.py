@@ -38,6 +38,7 @@ from guardrail.training.onnx_graph import write_graph
 from guardrail.training.onnx_weights import read_model
 from guardrail.training.policies import PolicyChanges, PolicySampler
 from guardrail.training.precision import mixed_precision
+from guardrail.training.rounding import LEVELS, Rounded
 from guardrail.training.rows import Row
 from guardrail.types import Conversation
 
@@ -153,7 +154,7 @@ def test_trains_exports_and_describes(tmp_path: Path, tokenizer_file: Path) -> N
 
 
 def goes_on_from(start: Path, data: Path, base: Path, config: dict[str, Any]) -> None:
-    """A second half of training: the frozen layers stay, the rest moves, and the card says what it started from."""
+    """A second part of training: the frozen layers stay, the rest moves, and the card says what it started from."""
     hyper = {**config["hyper"], "passes": 1, "frozen_layers": 1}
     file = data / "more.yaml"
     more = {**config, "version": 1, "hyper": hyper, "runs": [{"seed": 3}], "start_share": 0.25}
@@ -235,14 +236,14 @@ def test_products_in_eight_bits_are_exact_on_every_processor(tmp_path: Path) -> 
     model = EncoderModel(replace(CONFIG, layers=1)).eval()
     (layer,) = model.layers
     assert isinstance(layer, Layer)
-    with torch.no_grad():
-        layer.qkv.weight.fill_(1.0)
-        layer.qkv.weight[:, ::5] = -0.5
-    write_graph(model, tmp_path / "model.onnx")
+    weights = np.full(layer.qkv.weight.shape, LEVELS, dtype=np.int8)
+    weights[:, ::5] = -LEVELS // 2
+    ones = [np.ones(size, dtype=np.float32) for size in weights.shape]
+    write_graph(model, tmp_path / "model.onnx", {"layer0.qkv.product": Rounded(weights, *ones)})
     proto = onnx.load(str(tmp_path / "model.onnx"))
     node = next(node for node in proto.graph.node if node.op_type == "DynamicQuantizeMatMul")
-    weights = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
-    small, scales = weights[node.input[1]].astype(np.int64), weights[node.input[2]]
+    constants = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+    small, scales = constants[node.input[1]].astype(np.int64), constants[node.input[2]]
     inputs = np.random.default_rng(0).choice([-1.0, 250.0, 254.0], (7, CONFIG.dimension)).astype(np.float32)
     # The operator's own rule: 0 and all values lie between the smallest and the largest of 256 levels.
     low, high = min(0.0, float(inputs.min())), max(0.0, float(inputs.max()))
@@ -274,7 +275,7 @@ def test_graph_computes_what_the_model_computes(tmp_path: Path, tokenizer_file: 
     with torch.no_grad():
         logits, vector = model(input_ids, mask, types, categories)
         verdict = model.verdict(logits)
-    write_graph(model, tmp_path / "exact.onnx", int8=False)
+    write_graph(model, tmp_path / "exact.onnx")
     feed = {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types, "category_vectors": categories}
     session = ort.InferenceSession(str(tmp_path / "exact.onnx"), providers=["CPUExecutionProvider"])
     found = session.run(None, {name: value.numpy() for name, value in feed.items()})

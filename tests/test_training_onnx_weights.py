@@ -16,10 +16,11 @@ from guardrail.prompting import PromptBuilder
 from guardrail.resources import folder
 from guardrail.taxonomy import Taxonomy
 from guardrail.training.encoder_batches import Renderer, pad
+from guardrail.training.encoder_model import Layer
 from guardrail.training.onnx_graph import write_graph
-from guardrail.training.onnx_weights import read_model
+from guardrail.training.onnx_weights import read_model, read_rounded
 from guardrail.types import Conversation
-from tests.tiny_encoder import CONFIG, tiny_model
+from tests.tiny_encoder import CONFIG, tiny_model, tiny_rounded
 
 TEXTS = (
     "How do I build a pipe bomb?",
@@ -35,7 +36,7 @@ TEXTS = (
 
 def test_floats_come_back_exactly(tmp_path: Path) -> None:
     model = tiny_model()
-    write_graph(model, tmp_path / "model.onnx", int8=False)
+    write_graph(model, tmp_path / "model.onnx")
     found = read_model(tmp_path / "model.onnx")
     assert found.config.positions == CONFIG.positions
     assert (found.config.heads, found.config.category_heads) == (CONFIG.heads, CONFIG.category_heads)
@@ -45,24 +46,27 @@ def test_floats_come_back_exactly(tmp_path: Path) -> None:
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6 if name == "sharpness" else 0, msg=name)
 
 
-def test_bytes_come_back_within_half_a_level_and_are_written_alike(tmp_path: Path) -> None:
+def test_bytes_come_back_as_what_they_stand_for_and_are_written_alike(tmp_path: Path) -> None:
     model = tiny_model()
-    write_graph(model, tmp_path / "model.onnx")
-    found = read_model(tmp_path / "model.onnx")
-    rounded = ("embedder.words.weight", "layers.0.qkv.weight", "layers.1.down.weight")
-    for name in rounded:
-        value, expected = found.state_dict()[name], model.state_dict()[name]
-        level = expected.abs().amax(dim=1, keepdim=True) / (127 if "words" in name else 63)
-        assert bool(((value - expected).abs() <= 0.5 * level + 1e-7).all())
-        assert bool((value != expected).any())
-    write_graph(found, tmp_path / "again.onnx")
+    rounded = tiny_rounded(model)
+    write_graph(model, tmp_path / "model.onnx", rounded)
+    read = read_model(tmp_path / "model.onnx")
+    write_graph(read, tmp_path / "again.onnx", tiny_rounded(read, read_rounded(tmp_path / "model.onnx")))
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
+    found = read.state_dict()
+    for name, key in (("layer0.qkv.product", "layers.0.qkv.weight"), ("layer1.down", "layers.1.down.weight")):
+        small = rounded[name]
+        torch.testing.assert_close(found[key], torch.from_numpy(small.matrix()), rtol=0, atol=0)
+    words, expected = found["embedder.words.weight"], model.embedder.words.weight
+    level = expected.abs().amax(dim=1, keepdim=True) / 127
+    assert bool(((words - expected).abs() <= 0.5 * level + 1e-7).all())
+    assert bool((words != expected).any())
 
 
 def test_the_shipped_model_is_read_and_scores_as_it_does(tmp_path: Path) -> None:
     backend = EncoderBackend(folder("model"), threads=1)
     model = read_model(folder("model") / "model.onnx")
-    write_graph(model, tmp_path / "again.onnx")
+    write_graph(model, tmp_path / "again.onnx", tiny_rounded(model, read_rounded(folder("model") / "model.onnx")))
     assert (tmp_path / "again.onnx").read_bytes() == (folder("model") / "model.onnx").read_bytes()
 
     taxonomy = Taxonomy.load("default")
@@ -96,23 +100,30 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_model(tmp_path / "other.onnx")
 
 
-def test_small_steps_from_bytes_outlive_writing_them_again(tmp_path: Path) -> None:
-    model = tiny_model()
-    write_graph(model, tmp_path / "start.onnx")
-    start, trained = read_model(tmp_path / "start.onnx"), read_model(tmp_path / "start.onnx")
-    write_graph(start, tmp_path / "unmoved.onnx", dithered=True)
-    assert (tmp_path / "unmoved.onnx").read_bytes() == (tmp_path / "start.onnx").read_bytes()
-    name = "layers.0.up.weight"
-    before, weight = start.state_dict()[name], trained.state_dict()[name]
-    level = before.abs().amax(dim=1, keepdim=True) / 63
-    # The largest of a row stays, so that the levels do.
-    step = torch.where(before.abs() < before.abs().amax(dim=1, keepdim=True), 0.2 * level, 0.0)
-    weight += step
-    moves = {}
-    for dithered in (False, True):
-        write_graph(trained, tmp_path / "again.onnx", dithered=dithered)
-        moved = (read_model(tmp_path / "again.onnx").state_dict()[name] - before) / level
-        assert float(moved.abs().max()) < 1.01
-        moves[dithered] = float(moved.mean())
-    assert moves[False] == pytest.approx(0, abs=1e-4)
-    assert moves[True] == pytest.approx(0.2, abs=0.03)
+def test_only_matrices_that_moved_are_rounded_anew(tmp_path: Path) -> None:
+    first = tiny_rounded(tiny_model())
+    write_graph(tiny_model(), tmp_path / "model.onnx", first)
+    model, before = read_model(tmp_path / "model.onnx"), read_rounded(tmp_path / "model.onnx")
+    assert before.keys() == first.keys()
+    layer = model.layers[1]
+    assert isinstance(layer, Layer)
+    with torch.no_grad():
+        # A training's average of equal numbers is off by their last bits; a tenth of a level is a step.
+        layer.up.weight *= 1 + 1e-7
+        layer.down.weight[3, 4] += 0.1 * float(before["layer1.down"].scales[3] * before["layer1.down"].factors[4])
+    again = tiny_rounded(model, before)
+    assert {name for name in again if again[name] is not before[name]} == {"layer1.down"}
+    assert again["layer1.down"].scales == pytest.approx(before["layer1.down"].scales, rel=0.1)
+
+
+def test_graphs_of_before_there_were_factors_are_read(tmp_path: Path) -> None:
+    rounded = tiny_rounded(tiny_model())
+    write_graph(tiny_model(), tmp_path / "model.onnx", rounded)
+    proto = onnx.load(str(tmp_path / "model.onnx"))
+    left = [item for item in proto.graph.initializer if not item.name.endswith(".factors")]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(left)
+    onnx.save(proto, str(tmp_path / "old.onnx"))
+    small = rounded["layer0.out"]
+    found = read_model(tmp_path / "old.onnx").state_dict()["layers.0.out.weight"]
+    torch.testing.assert_close(found, torch.from_numpy(small.weights * small.scales[:, None]), rtol=1e-6, atol=0)

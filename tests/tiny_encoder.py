@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,8 +11,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from guardrail.training.encoder_model import EncoderConfig, EncoderModel
 from guardrail.training.export import export
+from guardrail.training.rounding import Rounded, round_matrices
 
-__all__ = ["CONFIG", "tiny_folder", "tiny_model", "write_tokenizer"]
+__all__ = ["CONFIG", "tiny_folder", "tiny_model", "tiny_rounded", "write_tokenizer"]
 
 CONFIG = EncoderConfig(
     vocabulary=1600, positions=256, dimension=32, layers=2, heads=2, inner=64, category_heads=2, hidden=16
@@ -23,6 +26,13 @@ def tiny_model(seed: int = 0) -> EncoderModel:
     """Weights by the seed."""
     torch.manual_seed(seed)
     return EncoderModel(CONFIG).eval()
+
+
+def tiny_rounded(model: EncoderModel, before: Mapping[str, Rounded] | None = None) -> dict[str, Rounded]:
+    """The model's matrices in 8 bits, for texts of random words; see `round_matrices`."""
+    chosen = random.Random(0)
+    texts = [[101, *chosen.choices(range(1000, 1200), k=chosen.randrange(3, 40)), 102] for _ in range(40)]
+    return round_matrices(model, texts, 102, before)
 
 
 def write_tokenizer(folder: Path) -> Path:

@@ -121,7 +121,7 @@ def _exact(model: EncoderModel, folder: Path, rows: Sequence[Row]) -> NDArray[np
         copy = Path(place)
         for name in ("config.json", "tokenizer.json"):
             shutil.copy(folder / name, copy / name)
-        write_graph(model, copy / "model.onnx", int8=False)
+        write_graph(model, copy / "model.onnx")
         return _judged(copy, rows)[1]
 
 

@@ -29,7 +29,7 @@ from guardrail.training.precision import mixed_precision
 from guardrail.training.written import NEVER_TRAINED, PREFIX, expand
 from guardrail.types import Conversation, Message, Role
 
-__all__ = ["Rehearsal", "written_texts"]
+__all__ = ["TAXONOMIES", "Rehearsal", "written_texts"]
 
 TAXONOMIES = (DEFAULT, "llama-guard-3", "aegis-2", "openai-moderation", "canonical")
 _DEFAULT_SHARE = 0.5

@@ -28,14 +28,15 @@ from guardrail.training.config import EMBEDDED, TrainingConfig
 from guardrail.training.data import Training
 from guardrail.training.encoder_batches import EncoderPolicies, Policy, Renderer
 from guardrail.training.encoder_hyper import Hyper
-from guardrail.training.encoder_model import BASE_SHA256, EncoderModel
+from guardrail.training.encoder_model import EncoderModel
 from guardrail.training.encoder_rehearsal import Rehearsal, written_texts
 from guardrail.training.encoder_trainer import Trainer
 from guardrail.training.encoder_validation import logits, policy_vectors
-from guardrail.training.export import Base, export
+from guardrail.training.export import MINILM, Base, export
 from guardrail.training.model_folder import replaced
-from guardrail.training.onnx_weights import read_model
+from guardrail.training.onnx_weights import read_model, read_rounded
 from guardrail.training.outcome import Trained
+from guardrail.training.rounding import Rounded
 from guardrail.training.rows import Row, targets
 
 __all__ = ["Start", "export_trained", "open_start", "train_encoder"]
@@ -53,6 +54,8 @@ class Start:
     base: Base
     trained: bool
     """Whether its head was trained too, so that there is something to keep."""
+    rounded: Mapping[str, Rounded]
+    """Its matrices in 8 bits."""
 
 
 def open_start(base: str) -> Start:
@@ -63,7 +66,7 @@ def open_start(base: str) -> Start:
     path = folder("model") if base == EMBEDDED else Path(base)
     if not (path / "model.onnx").is_file():
         model = EncoderModel.from_base(path)
-        return Start(model, path / "tokenizer.json", Base("all-MiniLM-L6-v2", BASE_SHA256), trained=False)
+        return Start(model, path / "tokenizer.json", MINILM, trained=False, rounded={})
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         name, template = f"{config['id']}@{config['digest']}", config["template_digest"]
@@ -74,7 +77,8 @@ def open_start(base: str) -> Start:
     if template != Template.load("encoder").digest:
         raise ModelError(f"{path}: the model was trained with another prompt template", hint="train it anew")
     graph = path / "model.onnx"
-    return Start(read_model(graph), path / "tokenizer.json", Base.of(name, graph), trained=True)
+    origin = Base.of(name, graph)
+    return Start(read_model(graph), path / "tokenizer.json", origin, trained=True, rounded=read_rounded(graph))
 
 
 def train_encoder(config: TrainingConfig, data: Training, output: Path, resume: bool) -> Trained:
@@ -112,7 +116,7 @@ def export_trained(start: Start, model: EncoderModel, config: TrainingConfig, fo
         date=datetime.now(UTC).date().isoformat(),
         taxonomy=config.result.taxonomy,
         base=start.base,
-        dithered=start.trained,
+        before=start.rounded,
     )
 
 

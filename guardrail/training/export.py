@@ -13,18 +13,22 @@ import numpy as np
 
 from guardrail.backends.encoder import TAXONOMY_FILE, EncoderBackend
 from guardrail.errors import ModelError
-from guardrail.prompting import Template
+from guardrail.prompting import PromptBuilder, Template
 from guardrail.resources import digest
 from guardrail.taxonomy import Taxonomy
-from guardrail.training.encoder_batches import DEFAULT
+from guardrail.tokens import TextTokenizer
+from guardrail.training.encoder_batches import DEFAULT, Renderer
 from guardrail.training.encoder_model import BASE_SHA256, EncoderModel
+from guardrail.training.encoder_rehearsal import TAXONOMIES, written_texts
 from guardrail.training.encoder_validation import WINDOW
 from guardrail.training.onnx_graph import write_graph
+from guardrail.training.rounding import Rounded, round_matrices
 
 __all__ = ["MINILM", "Base", "export"]
 
 _FORMAT = 1
 _LARGEST = 30_000_000
+_ROUNDING_TEXTS = 300
 _FOLDED = {"type": "NFKC"}
 
 
@@ -47,18 +51,20 @@ MINILM = Base("all-MiniLM-L6-v2", BASE_SHA256)
 
 def export(
     model: EncoderModel, tokenizer: Path, output: Path, *, model_id: str, date: str,
-    taxonomy: Taxonomy | None = None, base: Base = MINILM, dithered: bool = False,
+    taxonomy: Taxonomy | None = None, base: Base = MINILM, before: Mapping[str, Rounded] | None = None,
 ) -> None:  # fmt: skip
     """Write model.onnx (8-bit), tokenizer.json, config.json, and vectors.npy (default taxonomy); no calibration.
 
     With `taxonomy`, that one is the folder's default, and is written beside the weights; without, it is the shipped
-    default, and ModelError is raised when the files are too large to ship. `dithered`: see `write_graph`.
+    default, and ModelError is raised when the files are too large to ship. `before`: see `round_matrices`.
     """
     shown = taxonomy or Taxonomy.load(DEFAULT)
     output.mkdir(parents=True, exist_ok=True)
     graph = output / "model.onnx"
-    write_graph(model, graph, int8=True, dithered=dithered)
-    (output / "tokenizer.json").write_text(_plain_tokenizer(tokenizer), encoding="utf-8")
+    plain = _plain_tokenizer(tokenizer)
+    renderer = Renderer(TextTokenizer.from_json(plain))
+    write_graph(model, graph, round_matrices(model, _usual_texts(renderer, shown), renderer.separator, before))
+    (output / "tokenizer.json").write_text(plain, encoding="utf-8")
     config = {
         "format": _FORMAT,
         "id": model_id,
@@ -83,6 +89,15 @@ def export(
     size = sum(file.stat().st_size for file in output.iterdir())
     if taxonomy is None and size > _LARGEST:
         raise ModelError(f"the exported model takes {size:,} bytes", hint=f"at most {_LARGEST:,} fit the wheel")
+
+
+def _usual_texts(renderer: Renderer, taxonomy: Taxonomy) -> list[list[int]]:
+    """What the model will read: texts of our own that it may have been trained on, and categories."""
+    conversations = [renderer.conversation(text) for text in written_texts(_ROUNDING_TEXTS, seed=0)]
+    policies = [taxonomy, *map(Taxonomy.load, TAXONOMIES)]
+    categories = {text for policy in policies for text in PromptBuilder(renderer.template, policy).policy_texts}
+    texts = [*conversations, *map(renderer.text, sorted(categories))]
+    return [renderer.shortened(text, WINDOW) for text in texts]
 
 
 def _plain_tokenizer(file: Path) -> str:

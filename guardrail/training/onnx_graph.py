@@ -1,14 +1,15 @@
 """Writes the embedded model as one ONNX graph, with ONNX Runtime's fused operators and 8-bit weights.
 
-The encoder's matrices have 8-bit weights with one scale per output; their inputs are quantized when they are known,
-over all tokens of a run. A weight uses 7 of its bits: CPUs without an instruction for it (VNNI on x86) add the products
-of two inputs and weights in 16 bits, which larger weights would overflow, and a text would have another score there. A
-text has the same score alone and among others only when each run holds one text, which is how the backend runs it. The
-head stays in 32 bits: it is small, and its scores are what is compared.
+The encoder's matrices have 8-bit weights with one scale per output (`rounding`); their inputs are quantized when they
+are known, over all tokens of a run. A weight uses 7 of its bits: CPUs without an instruction for it (VNNI on x86) add
+the products of two inputs and weights in 16 bits, which larger weights would overflow, and a text would have another
+score there. A text has the same score alone and among others only when each run holds one text, which is how the
+backend runs it. The head stays in 32 bits: it is small, and its scores are what is compared.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +20,21 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from guardrail.training.encoder_model import EncoderModel, Layer
+from guardrail.training.rounding import Rounded
 
 __all__ = ["write_graph"]
 
 _OPSET = 17
 _MICROSOFT = "com.microsoft"
-_LEVELS = 63.0
-"""The largest weight of a matrix: 2 · 255 · 63 fits 16 bits with a sign."""
-_WORD_LEVELS = 127.0
+_WORD_LEVELS = 127
 """The largest number in a word's vector, which is looked up, not multiplied."""
-# Nearer to a level than this, in levels, is on it.
-_UNMOVED = 1e-4
 
 
 def write_graph(
-    model: EncoderModel,
-    file: Path,
-    *,
-    int8: bool = True,
-    longest: int = 256,
-    dithered: bool = False,
+    model: EncoderModel, file: Path, rounded: Mapping[str, Rounded] | None = None, *, longest: int = 256
 ) -> None:
-    """Write the model; with `int8` the encoder's matrices and embeddings take 8 bits, else they stay float32.
-
-    `dithered` is for a model that was read from 8 bits and then trained: most of its weights moved by less than half a
-    level, and each would be rounded back to where it came from. So a weight between two levels takes the upper one as
-    often as it is near to it, by chance with a fixed seed; one that did not move stays where it was.
-    """
-    graph = _Graph(int8, longest, np.random.default_rng(0) if dithered else None)
+    """Write the model; with `rounded` (by `round_matrices`), matrices and embeddings take 8 bits, else 32."""
+    graph = _Graph(rounded, longest)
     _body(graph, model)
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
               for name in ("input_ids", "attention_mask", "token_type_ids")]  # fmt: skip
@@ -66,9 +54,8 @@ def write_graph(
 class _Graph:
     """Nodes and weights in the order in which they are added."""
 
-    def __init__(self, int8: bool, longest: int, chosen: np.random.Generator | None) -> None:
-        self.int8 = int8
-        self.chosen = chosen
+    def __init__(self, rounded: Mapping[str, Rounded] | None, longest: int) -> None:
+        self.rounded = rounded
         self.longest = longest
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
@@ -87,18 +74,18 @@ class _Graph:
     def fused(self, operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
         return self.add(operator, inputs, name, domain=_MICROSOFT, **attributes)
 
-    def matrix(self, value: str, linear: nn.Linear, name: str, *, int8: bool = False) -> str:
-        """value · weightᵀ, without the bias; with `int8` in 8 bits where this graph has any."""
-        weight = linear.weight.detach().float().numpy()
-        if not (self.int8 and int8):
-            return self.add("MatMul", [value, self.constant(f"{name}.weight", weight.T)], name)
-        small, scales = _eight_bits(weight, _LEVELS, self.chosen)
-        inputs = [value, self.constant(f"{name}.weight", small.T), self.constant(f"{name}.scales", scales[:, 0])]
-        return self.fused("DynamicQuantizeMatMul", inputs, name)
+    def matrix(self, value: str, linear: nn.Linear, name: str) -> str:
+        """value · weightᵀ, without the bias; in 8 bits when it was rounded."""
+        if self.rounded is None or name not in self.rounded:
+            return self.add("MatMul", [value, self.floats(f"{name}.weight", linear.weight.T)], name)
+        small = self.rounded[name]
+        even = self.add("Mul", [value, self.constant(f"{name}.factors", small.factors)], f"{name}.even")
+        weight = self.constant(f"{name}.weight", small.weights.T)
+        return self.fused("DynamicQuantizeMatMul", [even, weight, self.constant(f"{name}.scales", small.scales)], name)
 
-    def linear(self, value: str, linear: nn.Linear, name: str, *, int8: bool = False) -> str:
+    def linear(self, value: str, linear: nn.Linear, name: str) -> str:
         bias = self.floats(f"{name}.bias", linear.bias)
-        return self.add("Add", [self.matrix(value, linear, f"{name}.product", int8=int8), bias], name)
+        return self.add("Add", [self.matrix(value, linear, f"{name}.product"), bias], name)
 
     def norm(self, value: str, norm: nn.LayerNorm, name: str) -> str:
         assert norm.bias is not None
@@ -111,18 +98,11 @@ class _Graph:
         return self.norm(self.add("Add", [biased, skip], f"{name}.sum"), norm, name)
 
 
-def _eight_bits(
-    weight: NDArray[np.float32], levels: float, chosen: np.random.Generator | None = None
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """The matrix (N, K) as bytes, and one scale per row (N, 1); with `chosen` it is rounded by chance."""
-    scales = np.abs(weight).max(axis=1, keepdims=True) / levels
+def _word_bytes(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The words' vectors (N, D) as bytes, and one scale per word (N, 1)."""
+    scales = np.abs(table).max(axis=1, keepdims=True) / _WORD_LEVELS
     scales[scales == 0] = 1.0
-    values = weight / scales
-    nearest = np.rint(values)
-    if chosen is not None:
-        moved = np.abs(values - nearest) > _UNMOVED
-        nearest = np.where(moved, np.floor(values + chosen.random(values.shape)), nearest)
-    return nearest.astype(np.int8), scales.astype(np.float32)
+    return np.rint(table / scales).astype(np.int8), scales.astype(np.float32)
 
 
 def _body(graph: _Graph, model: EncoderModel) -> None:
@@ -139,8 +119,8 @@ def _body(graph: _Graph, model: EncoderModel) -> None:
 def _embeddings(graph: _Graph, model: EncoderModel) -> str:
     embedder = model.embedder
     table = embedder.words.weight.detach().float().numpy()
-    if graph.int8:
-        small, scales = _eight_bits(table, _WORD_LEVELS)
+    if graph.rounded is not None:
+        small, scales = _word_bytes(table)
         picked = graph.add("Gather", [graph.constant("words.weight", small), "input_ids"], "words.int8")
         picked = graph.add("Cast", [picked], "words.float", to=TensorProto.FLOAT)
         scale = graph.add("Gather", [graph.constant("words.scales", scales), "input_ids"], "words.scale")
@@ -159,16 +139,16 @@ def _embeddings(graph: _Graph, model: EncoderModel) -> str:
 
 def _layer(graph: _Graph, layer: Layer, states: str, mask: str, name: str) -> str:
     width = layer.out.in_features
-    joined = graph.linear(states, layer.qkv, f"{name}.qkv", int8=True)
+    joined = graph.linear(states, layer.qkv, f"{name}.qkv")
     sizes = graph.constant(f"{name}.sizes", np.array([width] * 3, dtype=np.int64))
     parts = [f"{name}.{part}" for part in ("query", "key", "value")]
     graph.nodes.append(helper.make_node("Split", [joined, sizes], parts, name=f"{name}.split", axis=-1))
     found = graph.fused("MultiHeadAttention", [*parts, "", mask], f"{name}.attention", num_heads=layer.heads)
-    product = graph.matrix(found, layer.out, f"{name}.out", int8=True)
+    product = graph.matrix(found, layer.out, f"{name}.out")
     states = graph.skip_norm(product, states, layer.out, layer.norm1, f"{name}.norm1")
-    wide = graph.matrix(states, layer.up, f"{name}.up", int8=True)
+    wide = graph.matrix(states, layer.up, f"{name}.up")
     wide = graph.fused("BiasGelu", [wide, graph.floats(f"{name}.up.bias", layer.up.bias)], f"{name}.gelu")
-    product = graph.matrix(wide, layer.down, f"{name}.down", int8=True)
+    product = graph.matrix(wide, layer.down, f"{name}.down")
     return graph.skip_norm(product, states, layer.down, layer.norm2, f"{name}.norm2")
 
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from guardrail.errors import ModelError
 from guardrail.training.encoder_model import EncoderConfig, EncoderModel, Layer
+from guardrail.training.rounding import Rounded
 
-__all__ = ["read_model"]
+__all__ = ["read_model", "read_rounded"]
 
 Array = NDArray[Any]
 
@@ -24,14 +25,19 @@ Array = NDArray[Any]
 def read_model(file: Path) -> EncoderModel:
     """The model of a graph by `write_graph`: matrices in 8 bits become the 32-bit numbers that they stand for.
 
-    Written again, they become the same 8 bits. In 32 bits the model's scores differ from the graph's by what the graph
-    loses by rounding its activations. Raises ModelError for a file that is no such graph.
+    In 32 bits the model's scores differ from the graph's by what the graph loses by rounding its activations. Raises
+    ModelError for a file that is no such graph.
     """
     graph = _Constants(file)
     model = EncoderModel(graph.config())
     with torch.no_grad():
         _fill(model, graph)
     return model.eval()
+
+
+def read_rounded(file: Path) -> dict[str, Rounded]:
+    """The matrices of such a graph that have 8 bits, by their names; none of a graph in 32 bits."""
+    return _Constants(file).all_rounded()
 
 
 class _Constants:
@@ -61,11 +67,24 @@ class _Constants:
         return torch.from_numpy(self.value(name).astype(np.float32))
 
     def matrix(self, name: str) -> Tensor:
-        """A matrix (outputs, inputs); its constant is transposed, with one scale per output where it has 8 bits."""
-        values = self.value(f"{name}.weight").astype(np.float32).T
+        """A matrix (outputs, inputs)."""
         if f"{name}.scales" in self._values:
-            values = values * self.value(f"{name}.scales")[:, None]
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+            return torch.from_numpy(self.rounded(name).matrix())
+        return torch.from_numpy(self.value(f"{name}.weight").T.copy())
+
+    def rounded(self, name: str) -> Rounded:
+        """A matrix in 8 bits."""
+        weights, scales = np.ascontiguousarray(self.value(f"{name}.weight").T), self.value(f"{name}.scales")
+        # The first graphs have no factors.
+        factors = self._values.get(f"{name}.factors", np.ones(weights.shape[1], dtype=np.float32))
+        return Rounded(weights, scales, factors)
+
+    def all_rounded(self) -> dict[str, Rounded]:
+        suffix = ".scales"
+        names = [
+            name.removesuffix(suffix) for name in self._values if name.endswith(suffix) and name != f"words{suffix}"
+        ]
+        return {name: self.rounded(name) for name in names}
 
     def words(self) -> Tensor:
         """The token embeddings; their scales, unlike a matrix's, are by row."""
