@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from guardrail.errors import InputError, ResumeError, UsageError
+from guardrail.errors import InputError, ModelError, ResumeError, UsageError
 from guardrail.evaluation.metrics import auprc
 from guardrail.loading import load
 from guardrail.prompting import Template
@@ -272,8 +272,14 @@ def test_overwriting_begins_when_all_inputs_were_read(tmp_path: Path, monkeypatc
         stream.write('{"text": "a bomb", "label": "unsafe", "categories": ["S9"]}\n')
     with pytest.raises(InputError, match="has no category 'S9'"):
         train(config, out, overwrite=True)
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     write_rows(rows_file, rows(200))
+    misnamed = {**data, "base": str(tmp_path / "absent")}
+    del misnamed["scratch"]
+    for place, overwrite in ((out, True), (tmp_path / "new", False)):
+        with pytest.raises(ModelError, match="there is no folder"):
+            train(config_of(misnamed), place, overwrite=overwrite)
+    assert not (tmp_path / "new").exists()
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     data["train"] |= {"steps": 2, "evaluate_every": 2}
     outcome = train(config_of(data), out, overwrite=True, say=lambda line: None)
     assert outcome is not None

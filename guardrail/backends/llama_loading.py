@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -20,7 +23,7 @@ from guardrail.backends.llama_int8 import has_int8, to_int8
 from guardrail.backends.weights import sampled_digest
 from guardrail.errors import GuardrailError, ModelError, UsageError
 
-__all__ = ["DTYPES", "Checkpoint", "Quantize", "load_checkpoint", "pick_device", "pick_dtype"]
+__all__ = ["DTYPES", "Checkpoint", "Quantize", "check_checkpoint", "load_checkpoint", "pick_device", "pick_dtype"]
 
 Quantize = Literal["8bit", "4bit"]
 Head = Literal["causal language model", "sequence classifier"]
@@ -83,7 +86,7 @@ def load_checkpoint(
     if quantize is not None and not _on_cpu(quantize, target):
         options["quantization_config"] = _quantization(quantize, target, options["dtype"])
     source = _source(model)
-    try:
+    with _reported(model):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         weights, info = _HEADS[head].from_pretrained(source, revision=revision, output_loading_info=True, **options)
         if target.type != "cuda":
@@ -91,10 +94,6 @@ def load_checkpoint(
         if quantize is not None and _on_cpu(quantize, target):
             to_int8(weights, keep=weights.get_output_embeddings())
         folder = Path(cached_file(source, "config.json", revision=revision)).parent
-    except GuardrailError:
-        raise
-    except Exception as error:
-        raise ModelError(f"cannot load {model!r}: {_first_line(error)}", hint=_hint(error)) from error
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"{model!r} lacks {len(missing)} of the model's weights, among them {missing[0]}",
@@ -109,6 +108,25 @@ def load_checkpoint(
         positions=getattr(weights.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize,
         vocabulary=(weights.get_output_embeddings() or weights.get_input_embeddings()).weight.shape[0],
     )
+
+
+def check_checkpoint(model: str) -> None:
+    """Open configuration and tokenizer alone; ModelError when they cannot be."""
+    source = _source(model)
+    with _reported(model):
+        AutoConfig.from_pretrained(source)
+        AutoTokenizer.from_pretrained(source)
+
+
+@contextmanager
+def _reported(model: str) -> Iterator[None]:
+    """Whatever goes wrong as a ModelError."""
+    try:
+        yield
+    except GuardrailError:
+        raise
+    except Exception as error:
+        raise ModelError(f"cannot load {model!r}: {_first_line(error)}", hint=_hint(error)) from error
 
 
 def pick_device(device: str | None) -> torch.device:

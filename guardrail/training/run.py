@@ -48,11 +48,13 @@ def train(
     `suites` are evaluation suites to compare on besides the validation rows, `suite_data` the folder of their files;
     rows that are, or nearly are, texts of theirs are left out. With `resume` a killed run goes on, with the same result
     as if it had not been killed, and a complete one is only read; with `overwrite` an earlier run is deleted, once
-    suites and rows were read and checked. Of several processes (`accelerate launch`) only the main one has an outcome.
+    suites and rows were read and the base was found. Of several processes (`accelerate launch`) only the main one has
+    an outcome.
 
-    Raises UsageError for a folder that is there without `resume`, and for a suite that a complete run was not compared
-    on; ResumeError when the configuration, the content of a file that it names, or the rows are not those of the run in
-    the folder, or the number of processes, or, for a run that goes on, the suites; and whatever is wrong with the data.
+    Raises ModelError for a base that cannot be opened, before anything is written or deleted; UsageError for a folder
+    that is there without `resume`, and for a suite that a complete run was not compared on; ResumeError when the
+    configuration, the content of a file that it names, or the rows are not those of the run in the folder, or the
+    number of processes, or, for a run that goes on, the suites; and whatever is wrong with the data.
     """
     complete = resume and (output / SUMMARY).is_file()
     if is_main():
@@ -66,6 +68,8 @@ def train(
     if is_main():
         for line in data.checks.lines():
             say(line)
+        with quiet():
+            _check_base(config)
         if resume:
             check_launch(extra, output)
             check_rows(data, output)
@@ -94,6 +98,20 @@ def _trained(config: TrainingConfig, data: Training, output: Path, resume: bool,
     from guardrail.training.encoder_run import train_encoder
 
     return train_encoder(config, data, output, resume)
+
+
+def _check_base(config: TrainingConfig) -> None:
+    """ModelError when what training starts from is not there, or no model of this kind."""
+    if config.base is None:
+        return
+    if config.kind == "llama":
+        from guardrail.backends.llama_loading import check_checkpoint
+
+        check_checkpoint(config.base)
+    else:
+        from guardrail.training.encoder_run import open_start
+
+        open_start(config.base)
 
 
 def _check_place(output: Path, resume: bool, overwrite: bool) -> None:
