@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from guardrail.training import rounding
-from guardrail.training.rounding import LEVELS, Inputs, Rounded, round_matrices, round_weights
+from guardrail.training.rounding import LEVELS, Inputs, Rounded, round_again, round_matrices, round_weights
 from tests.tiny_encoder import tiny_model
 
 WIDTH = 128
@@ -77,15 +77,28 @@ def in_bytes(text: Tensor) -> Tensor:
 
 
 def test_training_by_less_than_half_a_level_is_kept() -> None:
-    inputs = drawn(2) + 1
-    start = nearest(torch.randn(48, WIDTH))
-    level = start.abs().amax(dim=1, keepdim=True) / LEVELS
-    trained = start + 0.2 * level
-    assert torch.equal(nearest(start), start)
-    kept = torch.from_numpy(round_weights(trained, seen(inputs)).matrix())
-    moved = (inputs @ (trained - start).T).mean(dim=(0, 1))
-    missing = (inputs @ (trained - kept).T).mean(dim=(0, 1))
-    assert missing.norm() < 0.2 * moved.norm()
+    before = round_weights(torch.randn(48, WIDTH), seen(drawn(2)))
+    start = torch.from_numpy(before.matrix())
+    unmoved = round_again(start, before)
+    assert np.array_equal(unmoved.weights, before.weights)
+    assert np.array_equal(unmoved.scales, before.scales)
+    level = torch.from_numpy(before.scales[:, None] * before.factors)
+    inner = torch.from_numpy(np.abs(before.weights) < LEVELS)
+    kept = round_again(start + 0.2 * level * inner, before)
+    steps = (kept.weights - before.weights)[inner.numpy()]
+    assert set(steps.tolist()) == {0, 1}
+    assert steps.mean() == pytest.approx(0.2, abs=0.02)
+    assert np.array_equal(kept.weights[~inner.numpy()], before.weights[~inner.numpy()])
+
+
+def test_a_row_that_outgrew_its_levels_gets_wider_ones() -> None:
+    before = round_weights(torch.randn(3, WIDTH), seen(drawn(3)))
+    trained = torch.from_numpy(before.matrix())
+    trained[1] *= 1.5
+    again = round_again(trained, before)
+    assert again.scales[[0, 2]].tolist() == before.scales[[0, 2]].tolist()
+    assert again.scales[1] == pytest.approx(1.5 * before.scales[1], rel=0.01)
+    assert np.abs(again.matrix() - trained.numpy()).max() < 1.01 * again.scales.max()
 
 
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 3), st.sampled_from([0.0, 1e-6, 1.0, 1e4]), st.data())

@@ -6,8 +6,10 @@ Two things are measured over texts of every input x of a matrix W: the mean of x
   are quantized in one range, so these would leave the others few levels. They are made smaller before, and their
   weights larger in return (Xiao et al. 2023, SmoothQuant, section 4).
 - The weights are rounded component by component. Those that are still to come make up for what it changes in W x
-  (Frantar et al. 2023, GPTQ, section 3). The nearest 8 bits alone would also undo training that went on from 8 bits:
-  most of its steps are smaller than half a level. A matrix that did not move keeps the bytes that it was read from.
+  (Frantar et al. 2023, GPTQ, section 3).
+
+A matrix that was in 8 bits when training began is still near its levels, and is rounded to these, with no texts: by
+chance, as the nearest ones would undo all steps of less than half a level, which most are.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from guardrail.training.encoder_batches import batches
 from guardrail.training.encoder_model import EncoderModel, Layer
 
-__all__ = ["LEVELS", "Inputs", "Rounded", "round_matrices", "round_weights"]
+__all__ = ["LEVELS", "Inputs", "Rounded", "round_again", "round_matrices", "round_weights"]
 
 LEVELS = 63
 """The largest weight: on CPUs that add two products in 16 bits, 2 · 255 · 63 still fits."""
@@ -32,6 +34,7 @@ LEVELS = 63
 _LARGE = 0.99
 # Added to the diagonal of the mean of x xᵀ, as a share of its mean; GPTQ's own.
 _DAMPING = 0.01
+# Nearer to a level than this, in levels, is on it.
 _UNMOVED = 1e-3
 _BUDGET = 2048
 
@@ -50,11 +53,6 @@ class Rounded:
     def matrix(self) -> NDArray[np.float32]:
         """What the bytes stand for, (outputs, inputs)."""
         return self.weights * self.scales[:, None] * self.factors
-
-    def stands_for(self, weight: Tensor) -> bool:
-        """Whether no weight is as much as a thousandth of a level from what its byte stands for."""
-        distance = np.abs(weight.detach().numpy() - self.matrix())
-        return bool((distance <= _UNMOVED * self.scales[:, None] * self.factors).all())
 
 
 @dataclass(slots=True)
@@ -86,16 +84,20 @@ def round_matrices(
 
     `before` has the matrices as they were in the graph that training went on from.
     """
-    kept = {name: item for name, item in (before or {}).items() if item.stands_for(_matrices(model)[name].weight)}
-    moved = {name: linear for name, linear in _matrices(model).items() if name not in kept}
-    seen = _observed(model, moved, texts, separator)
-    return kept | {name: round_weights(linear.weight, seen[name]) for name, linear in moved.items()}
+    before = before or {}
+    matrices = _matrices(model)
+    new = {name: linear for name, linear in matrices.items() if name not in before}
+    seen = _observed(model, new, texts, separator)
+    found = {name: round_weights(linear.weight, seen[name]) for name, linear in new.items()}
+    return found | {name: round_again(matrices[name].weight, item) for name, item in before.items()}
 
 
 def _observed(
     model: EncoderModel, matrices: Mapping[str, nn.Linear], texts: Sequence[Sequence[int]], separator: int
 ) -> dict[str, Inputs]:
     seen = {name: Inputs(linear.in_features) for name, linear in matrices.items()}
+    if not seen:
+        return seen
     ids, order = [list(text) for text in texts], list(range(len(texts)))
     for batch in batches(ids, order, _BUDGET, separator, random.Random(0)):
         text = batch.attention_mask[:, :, None]
@@ -126,6 +128,22 @@ def round_weights(weight: Tensor, inputs: Inputs) -> Rounded:
     scales[scales == 0] = 1.0
     weights = _compensated(wanted, scales, inputs.products * factors * factors[:, None])
     return Rounded(weights.numpy().astype(np.int8), scales.float().numpy(), factors.float().numpy())
+
+
+def round_again(weight: Tensor, before: Rounded) -> Rounded:
+    """A matrix that moved from `before`, to the same levels, or wider ones where a row outgrew them.
+
+    A weight between two levels takes the upper one as often as it is near to it, by chance with a fixed seed, so sums
+    of many keep what small steps changed. One that did not move stays where it was.
+    """
+    wanted = weight.detach().numpy() / before.factors
+    largest = np.abs(wanted).max(axis=1)
+    scales = np.where(largest <= before.scales * (LEVELS + 0.5), before.scales, largest / LEVELS).astype(np.float32)
+    values = wanted / scales[:, None]
+    nearest = np.rint(values)
+    by_chance = np.floor(values + np.random.default_rng(0).random(values.shape))
+    found = np.where(np.abs(values - nearest) > _UNMOVED, by_chance, nearest)
+    return Rounded(found.clip(-LEVELS, LEVELS).astype(np.int8), scales, before.factors)
 
 
 def _compensated(weight: Tensor, scales: Tensor, products: Tensor) -> Tensor:
