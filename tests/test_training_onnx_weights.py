@@ -19,6 +19,7 @@ from guardrail.training.encoder_batches import Renderer, pad
 from guardrail.training.encoder_model import Layer
 from guardrail.training.onnx_graph import write_graph
 from guardrail.training.onnx_weights import read_model, read_rounded
+from guardrail.training.rounding import round_moved
 from guardrail.types import Conversation
 from tests.tiny_encoder import CONFIG, tiny_model, tiny_rounded
 
@@ -51,7 +52,7 @@ def test_bytes_come_back_as_what_they_stand_for_and_are_written_alike(tmp_path: 
     rounded = tiny_rounded(model)
     write_graph(model, tmp_path / "model.onnx", rounded)
     read = read_model(tmp_path / "model.onnx")
-    write_graph(read, tmp_path / "again.onnx", tiny_rounded(read, read_rounded(tmp_path / "model.onnx")))
+    write_graph(read, tmp_path / "again.onnx", round_moved(read, read_rounded(tmp_path / "model.onnx")))
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
     found = read.state_dict()
     for name, key in (("layer0.qkv.product", "layers.0.qkv.weight"), ("layer1.down", "layers.1.down.weight")):
@@ -66,7 +67,7 @@ def test_bytes_come_back_as_what_they_stand_for_and_are_written_alike(tmp_path: 
 def test_the_shipped_model_is_read_and_scores_as_it_does(tmp_path: Path) -> None:
     backend = EncoderBackend(folder("model"), threads=1)
     model = read_model(folder("model") / "model.onnx")
-    write_graph(model, tmp_path / "again.onnx", tiny_rounded(model, read_rounded(folder("model") / "model.onnx")))
+    write_graph(model, tmp_path / "again.onnx", round_moved(model, read_rounded(folder("model") / "model.onnx")))
     assert (tmp_path / "again.onnx").read_bytes() == (folder("model") / "model.onnx").read_bytes()
 
     taxonomy = Taxonomy.load("default")
@@ -111,7 +112,7 @@ def test_only_weights_that_moved_are_rounded_anew(tmp_path: Path) -> None:
         # A training's average of equal numbers is off by their last bits; a tenth of a level is a step.
         layer.up.weight *= 1 + 1e-7
         layer.down.weight[3, 4] += 0.1 * float(before["layer1.down"].scales[3] * before["layer1.down"].factors[4])
-    again = tiny_rounded(model, before)
+    again = round_moved(model, before)
     for name, item in again.items():
         assert np.count_nonzero(item.weights != before[name].weights) <= (name == "layer1.down")
         np.testing.assert_array_equal(item.scales, before[name].scales)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -28,11 +27,11 @@ def tiny_model(seed: int = 0) -> EncoderModel:
     return EncoderModel(CONFIG).eval()
 
 
-def tiny_rounded(model: EncoderModel, before: Mapping[str, Rounded] | None = None) -> dict[str, Rounded]:
-    """The model's matrices in 8 bits, for texts of random words; see `round_matrices`."""
+def tiny_rounded(model: EncoderModel) -> dict[str, Rounded]:
+    """The model's matrices in 8 bits, for texts of random words."""
     chosen = random.Random(0)
     texts = [[101, *chosen.choices(range(1000, 1200), k=chosen.randrange(3, 40)), 102] for _ in range(40)]
-    return round_matrices(model, texts, 102, before)
+    return round_matrices(model, texts, 102)
 
 
 def write_tokenizer(folder: Path) -> Path:

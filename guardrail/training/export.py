@@ -22,7 +22,7 @@ from guardrail.training.encoder_model import BASE_SHA256, EncoderModel
 from guardrail.training.encoder_rehearsal import TAXONOMIES, written_texts
 from guardrail.training.encoder_validation import WINDOW
 from guardrail.training.onnx_graph import write_graph
-from guardrail.training.rounding import Rounded, round_matrices
+from guardrail.training.rounding import Rounded, round_matrices, round_moved
 
 __all__ = ["MINILM", "Base", "export"]
 
@@ -56,14 +56,14 @@ def export(
     """Write model.onnx (8-bit), tokenizer.json, config.json, and vectors.npy (default taxonomy); no calibration.
 
     With `taxonomy`, that one is the folder's default, and is written beside the weights; without, it is the shipped
-    default, and ModelError is raised when the files are too large to ship. `before`: see `round_matrices`.
+    default, and ModelError is raised when the files are too large to ship. `before` has the matrices as they were when
+    training began, if they had 8 bits.
     """
     shown = taxonomy or Taxonomy.load(DEFAULT)
     output.mkdir(parents=True, exist_ok=True)
     graph = output / "model.onnx"
     plain = _plain_tokenizer(tokenizer)
-    renderer = Renderer(TextTokenizer.from_json(plain))
-    write_graph(model, graph, round_matrices(model, _usual_texts(renderer, shown), renderer.separator, before))
+    write_graph(model, graph, round_moved(model, before) if before else _rounded(model, plain, shown))
     (output / "tokenizer.json").write_text(plain, encoding="utf-8")
     config = {
         "format": _FORMAT,
@@ -91,13 +91,14 @@ def export(
         raise ModelError(f"the exported model takes {size:,} bytes", hint=f"at most {_LARGEST:,} fit the wheel")
 
 
-def _usual_texts(renderer: Renderer, taxonomy: Taxonomy) -> list[list[int]]:
-    """What the model will read: texts of our own that it may have been trained on, and categories."""
+def _rounded(model: EncoderModel, tokenizer: str, taxonomy: Taxonomy) -> dict[str, Rounded]:
+    """For what it will read: texts of our own that it may have been trained on, and categories."""
+    renderer = Renderer(TextTokenizer.from_json(tokenizer))
     conversations = [renderer.conversation(text) for text in written_texts(_ROUNDING_TEXTS, seed=0)]
     policies = [taxonomy, *map(Taxonomy.load, TAXONOMIES)]
     categories = {text for policy in policies for text in PromptBuilder(renderer.template, policy).policy_texts}
     texts = [*conversations, *map(renderer.text, sorted(categories))]
-    return [renderer.shortened(text, WINDOW) for text in texts]
+    return round_matrices(model, [renderer.shortened(text, WINDOW) for text in texts], renderer.separator)
 
 
 def _plain_tokenizer(file: Path) -> str:

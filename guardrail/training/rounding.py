@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from guardrail.training.encoder_batches import batches
 from guardrail.training.encoder_model import EncoderModel, Layer
 
-__all__ = ["LEVELS", "Inputs", "Rounded", "round_again", "round_matrices", "round_weights"]
+__all__ = ["LEVELS", "Inputs", "Rounded", "round_again", "round_matrices", "round_moved", "round_weights"]
 
 LEVELS = 63
 """The largest weight: on CPUs that add two products in 16 bits, 2 · 255 · 63 still fits."""
@@ -77,27 +77,10 @@ class Inputs:
 
 
 @torch.no_grad()
-def round_matrices(
-    model: EncoderModel, texts: Sequence[Sequence[int]], separator: int, before: Mapping[str, Rounded] | None = None
-) -> dict[str, Rounded]:
-    """The encoder's matrices by their names in the graph, rounded for texts (token ids) like these.
-
-    `before` has the matrices as they were in the graph that training went on from.
-    """
-    before = before or {}
+def round_matrices(model: EncoderModel, texts: Sequence[Sequence[int]], separator: int) -> dict[str, Rounded]:
+    """The encoder's matrices by their names in the graph, rounded for texts (token ids) like these."""
     matrices = _matrices(model)
-    new = {name: linear for name, linear in matrices.items() if name not in before}
-    seen = _observed(model, new, texts, separator)
-    found = {name: round_weights(linear.weight, seen[name]) for name, linear in new.items()}
-    return found | {name: round_again(matrices[name].weight, item) for name, item in before.items()}
-
-
-def _observed(
-    model: EncoderModel, matrices: Mapping[str, nn.Linear], texts: Sequence[Sequence[int]], separator: int
-) -> dict[str, Inputs]:
     seen = {name: Inputs(linear.in_features) for name, linear in matrices.items()}
-    if not seen:
-        return seen
     ids, order = [list(text) for text in texts], list(range(len(texts)))
     for batch in batches(ids, order, _BUDGET, separator, random.Random(0)):
         text = batch.attention_mask[:, :, None]
@@ -108,7 +91,12 @@ def _observed(
         model.encode(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         for hook in hooks:
             hook.remove()
-    return seen
+    return {name: round_weights(linear.weight, seen[name]) for name, linear in matrices.items()}
+
+
+def round_moved(model: EncoderModel, before: Mapping[str, Rounded]) -> dict[str, Rounded]:
+    """The encoder's matrices, which were `before` in the graph that training went on from."""
+    return {name: round_again(linear.weight, before[name]) for name, linear in _matrices(model).items()}
 
 
 def _matrices(model: EncoderModel) -> dict[str, nn.Linear]:
