@@ -464,7 +464,7 @@ def test_options_that_make_no_sense_are_usage_errors(
     [
         ("0.05", 0.05, 0.06),
         ("-5", 0, 0.01),
-        (email.utils.formatdate(time.time() - 60, usegmt=True), 0, 0.01),
+        pytest.param(email.utils.formatdate(time.time() - 60, usegmt=True), 0, 0.01, id="a minute ago"),
         ("soon", 0, 0.01),
         ("nan", 0, 0.01),
         ("inf", 0, 0.01),
@@ -507,7 +507,15 @@ def test_the_waits_double_and_are_spread(service: FakeService) -> None:
     assert [full / 2 <= wait <= full for wait, full in zip(waits, (16, 32, 60, 60), strict=True)] == [True] * 4
 
 
-@pytest.mark.parametrize("value", ["3600", email.utils.formatdate(time.time() + 7200, usegmt=True), "1e300"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "3600",
+        # The workers of pytest-xdist must collect the same names, whatever second each of them starts in.
+        pytest.param(email.utils.formatdate(time.time() + 7200, usegmt=True), id="in two hours"),
+        "1e300",
+    ],
+)
 def test_a_longer_wait_than_a_request_may_take_is_the_end_of_it(service: FakeService, value: str) -> None:
     service.respond = lambda received: Reply(b"", 429, {"Retry-After": value})
     with openai() as guard:
