@@ -404,7 +404,7 @@ def test_chat_messages_may_be_json_text(tmp_path: Path) -> None:
         ("a.csv", "", "a.csv: no item among 0 records"),
         ("a.csv", "text,bad\n", "a.csv: no item among 0 records"),
         ("a.parquet", b"PAR1 but no more", "a.parquet: not Parquet"),
-        ("a.csv.gz", gzip.compress(b"text,bad\n" + b"x,1\n" * 9999)[:40], "a.csv.gz: cannot be read"),
+        ("a.csv.gz", gzip.compress(b"text,bad\n" + b"x,1\n" * 9999, mtime=0)[:40], "a.csv.gz: cannot be read"),
         ("a.csv.gz", b"text,bad\nx,1\n", "a.csv.gz: cannot be read"),
     ],
 )
