@@ -46,10 +46,11 @@ build:            ## the wheel and the source distribution, in dist/
 
 TRAIN_EMBEDDED = ONEDNN_PRIMITIVE_CACHE_CAPACITY=8192 $(BIN)/python -m guardrail.training.embedded --data "$(DATA)" --base "$(BASE)"
 
-train-embedded:   ## train in three parts, export and describe the embedded model: make train-embedded DATA=…
+train-embedded:   ## train in four parts, export and describe the embedded model: make train-embedded DATA=…
 	$(TRAIN_EMBEDDED) --config configs/train-embedded.yaml -o "$(OUT)/first"
 	$(TRAIN_EMBEDDED) --config configs/train-embedded-more.yaml --start "$(OUT)/first" -o "$(OUT)/second"
-	$(TRAIN_EMBEDDED) --config configs/train-embedded-last.yaml --start "$(OUT)/second" -o "$(OUT)"
+	$(TRAIN_EMBEDDED) --config configs/train-embedded-third.yaml --start "$(OUT)/second" -o "$(OUT)/third"
+	$(TRAIN_EMBEDDED) --config configs/train-embedded-fourth.yaml --start "$(OUT)/third" -o "$(OUT)"
 
 prepared/train.jsonl:
 	$(BIN)/python -m guardrail.training.prepare --data "$(DATA)" -o prepared

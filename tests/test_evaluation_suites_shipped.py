@@ -315,7 +315,7 @@ def test_the_embedded_model_has_its_caveats() -> None:
     caveats = {name: Suite.load(name).caveats for name in shipped_suites()}
     assert {key for found in caveats.values() for key in found} == {model["id"]}
     told = {name for name, found in caveats.items() if found}
-    assert set(shipped_suites()) - told == {"openai-moderation", "beavertails"}
+    assert set(shipped_suites()) - told == {"beavertails"}
     assert "two prompts are a training row with a word more or less" in caveats["xstest"][model["id"]]
 
 

@@ -16,7 +16,7 @@ _WINDOW = 256
 class Hyper:
     """Hyper-parameters. The defaults suit some hundred rows of one's own and the shipped model to start from.
 
-    What was chosen for the shipped model itself is in configs/train-embedded.yaml and the two files that go on from it.
+    What was chosen for the shipped model itself is in configs/train-embedded.yaml and the files that go on from it.
     """
 
     seed: int = 1

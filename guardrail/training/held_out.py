@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the rows that the configuration holds out of training."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and eval/")
-    parser.add_argument("--config", type=Path, default=CONFIGS / "train-embedded-last.yaml")
+    parser.add_argument("--config", type=Path, default=CONFIGS / "train-embedded-fourth.yaml")
     parser.add_argument("-o", "--output", type=Path, required=True, help=f"folder for {FILE}")
     options = parser.parse_args(arguments)
     config = read_config(options.config)

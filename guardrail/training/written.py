@@ -21,7 +21,7 @@ __all__ = ["FOLDER", "NEVER_TRAINED", "PREFIX", "expand", "rows"]
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "written"
 PREFIX = "ours_"
 """Before a file's name, the name of its source."""
-NEVER_TRAINED = frozenset({f"{PREFIX}asked", f"{PREFIX}judged", f"{PREFIX}probed"})
+NEVER_TRAINED = frozenset(PREFIX + name for name in ("asked", "found", "judged", "probed"))
 """Messages and answers that were written apart from the others, to calibrate and to validate with."""
 _PER_TEMPLATE = 12
 # Answers have more fillings than their slots: each is also drawn with several of the group's prompts.
