@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from guardrail import taxonomy_yaml
 from guardrail.backends.encoder import EncoderBackend
@@ -34,7 +33,7 @@ from guardrail.training.onnx_weights import read_model
 from guardrail.training.outcome import Trained
 from guardrail.training.policies import PolicySampler
 from guardrail.training.rows import Row
-from guardrail.training.written import NEVER_TRAINED, PREFIX, expand
+from guardrail.training.written import NEVER_TRAINED, PREFIX, expand, groups
 from guardrail.types import Conversation, Role
 from tests.tiny_encoder import tiny_folder, write_tokenizer
 
@@ -195,7 +194,7 @@ def test_our_texts_are_of_all_files_and_the_same_for_a_seed() -> None:
     aside = {
         text
         for name in NEVER_TRAINED
-        for group in yaml.safe_load((folder("written") / f"{name.removeprefix(PREFIX)}.yaml").read_text("utf-8"))
+        for group in groups(folder("written") / f"{name.removeprefix(PREFIX)}.yaml")
         for text in expand(group)
     }
     assert len(aside) > 700

@@ -12,10 +12,8 @@ import copy
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,7 +24,7 @@ from guardrail.training.encoder_batches import DEFAULT, Batch, Policy, Renderer,
 from guardrail.training.encoder_hyper import Hyper
 from guardrail.training.encoder_model import EncoderModel
 from guardrail.training.precision import mixed_precision
-from guardrail.training.written import NEVER_TRAINED, PREFIX, expand
+from guardrail.training.written import NEVER_TRAINED, PREFIX, expand, groups
 from guardrail.types import Conversation, Message, Role
 
 __all__ = ["TAXONOMIES", "Rehearsal", "written_texts"]
@@ -114,8 +112,7 @@ def written_texts(number: int, seed: int) -> list[Conversation]:
 
 
 def _conversations(file: Path, chosen: random.Random) -> Iterator[Conversation]:
-    groups: list[dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    for group in groups:
+    for group in groups(file):
         role = Role(group.get("role", "user"))
         for text in expand(group):
             asked = [Message(Role.USER, chosen.choice(group["prompts"]))] if group.get("prompts") else []
