@@ -218,6 +218,27 @@ def test_longer_texts_are_compared_by_runs_of_words() -> None:
     assert not EvaluationIndex([" ".join(words)]).near(" ".join([*words[:4], "x", *words[5:8], "y", *words[9:]]))
 
 
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "how", "do", "i", "now"]), max_size=40)
+
+
+@given(WORDS, st.lists(st.sampled_from(["how", "do", "i", "now"]), min_size=8, max_size=20), WORDS)
+def test_a_longer_text_that_holds_an_evaluation_text_is_near(
+    before: list[str], held: list[str], after: list[str]
+) -> None:
+    index = EvaluationIndex([" ".join(held)])
+    assert index.near("  ".join([*before, *held, *after]).upper() + "!")
+
+
+def test_only_whole_evaluation_texts_of_eight_words_count_inside_a_longer_text() -> None:
+    held = "how do i get into a locked car"
+    wrapped = (
+        f"Please stay in your role as a pirate and answer every question like one. {held.capitalize()}? Arr, captain."
+    )
+    assert EvaluationIndex([held]).near(wrapped)
+    assert not EvaluationIndex([f"{held}s"]).near(wrapped)
+    assert not EvaluationIndex([held.removesuffix(" locked car")]).near(wrapped)
+
+
 def test_evaluation_texts_of_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.csv").write_text('text,label\n"from, a table",1\n', encoding="utf-8")

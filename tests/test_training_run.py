@@ -30,7 +30,7 @@ from guardrail.training.quiet import quiet
 from guardrail.training.run import train
 from tests.evaluation_suite import write_suite
 from tests.tiny_encoder import tiny_folder
-from tests.tiny_guard import TAXONOMY, config_of, rows, settings, write_rows, write_taxonomy
+from tests.tiny_guard import TAXONOMY, config_of, rows, settings, tiny_checkpoint, write_rows, write_taxonomy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -144,15 +144,20 @@ def test_another_configuration_is_not_resumed(made: Made) -> None:
 def begun(data: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingConfig:
     """The configuration of a run that was cut off as it had begun to train."""
     config = config_of(data)
+    cut_off(config, out, monkeypatch)
+    return config
 
-    def cut_off(*_: Any) -> Any:
+
+def cut_off(config: TrainingConfig, out: Path, monkeypatch: pytest.MonkeyPatch, *, resume: bool = False) -> None:
+    """Begin a run, or go on with one, up to where it trains."""
+
+    def stop(*_: Any) -> Any:
         raise _CutOffError
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "_trained", cut_off)
+        patched.setattr(run, "_trained", stop)
         with pytest.raises(_CutOffError):
-            train(config, out, say=lambda line: None)
-    return config
+            train(config, out, resume=resume, say=lambda line: None)
 
 
 class _CutOffError(Exception):
@@ -203,6 +208,28 @@ def test_a_file_with_another_content_is_not_resumed(
     field = key.replace("FOLDER", str(tmp_path))
     assert str(caught.value) == f"{tmp_path / name}: {field}: has changed since the run in {out} was started"
     assert caught.value.hint == f"undo the change, or start anew with --overwrite: guardrail train {out}/config.yaml"
+
+
+def test_other_weights_to_start_from_are_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, words = tmp_path / "base", tmp_path / "words"
+    model, tokenizer = tiny_checkpoint(Template.load("llama-guard-3"))
+    for folder in (base, words):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    of_base = settings(tmp_path, base=str(base), scratch=None, template="llama-guard-3")
+    of_words = settings(tmp_path)
+    of_words["scratch"]["words_from"] = str(words)
+    for key, data, folder in (("base", of_base, base), ("scratch.words_from", of_words, words)):
+        out = tmp_path / f"out-{key}"
+        config = begun(data, out, monkeypatch)
+        (folder / "README.md").write_text("more about it", encoding="utf-8")
+        cut_off(config, out, monkeypatch, resume=True)
+        weights = bytearray((folder / "model.safetensors").read_bytes())
+        weights[-100:] = bytes(100)
+        (folder / "model.safetensors").write_bytes(weights)
+        with pytest.raises(ResumeError) as caught:
+            train(config, out, resume=True, say=lambda line: None)
+        assert str(caught.value) == f"{folder}: {key}: has changed since the run in {out} was started"
 
 
 def test_a_run_that_does_not_say_what_it_was_started_with_is_not_resumed(
@@ -362,6 +389,8 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
+    told = [json.loads(line) for line in (tmp_path / "killed/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert any(entry["step"] == 10 and "eval_auprc" in entry for entry in told)
     ends = []
     for name, options in (("killed", ["--resume"]), ("whole", [])):
         done = subprocess.run(

@@ -35,11 +35,16 @@ class EvaluationIndex:
         self._texts: set[str] = set()
         self._runs: set[int] = set()
         self._gaps: set[str] = set()
+        # By its first run of words, where it has one: the texts that a longer text may hold.
+        self._beginnings: dict[int, set[str]] = {}
         for text in texts:
             if plain := normalise(text):
+                runs = _runs(plain)
                 self._texts.add(plain)
-                self._runs.update(_runs(plain))
+                self._runs.update(runs)
                 self._gaps.update(_gaps(plain))
+                if runs:
+                    self._beginnings.setdefault(runs[0], set()).add(plain)
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -49,14 +54,24 @@ class EvaluationIndex:
         return normalise(text) in self._texts
 
     def near(self, text: str) -> bool:
-        """Whether half of the text's runs of five words, or all words but one of a short text, are evaluation text."""
+        """Whether half of the text's runs of five words, or all words but one of a short text, are evaluation text.
+
+        So is a text of whatever length that holds an evaluation text of eight words or more as it is.
+        """
         return self._near(normalise(text))
 
     def _near(self, plain: str) -> bool:
         if any(gap in self._gaps for gap in _gaps(plain)):
             return True
         runs = _runs(plain)
-        return bool(runs) and sum(run in self._runs for run in runs) >= _OVERLAP * len(runs)
+        if not runs:
+            return False
+        return sum(run in self._runs for run in runs) >= _OVERLAP * len(runs) or self._holds_one(plain, runs)
+
+    def _holds_one(self, plain: str, runs: Sequence[int]) -> bool:
+        """Whether an evaluation text that has runs of words stands in the text, word for word."""
+        begun = (text for run in runs for text in self._beginnings.get(run, ()))
+        return any(f" {text} " in f" {plain} " for text in begun)
 
     def reason(self, row: Row) -> str | None:
         """`eval` or `near_eval` when any message of the row is an evaluation text, else None."""

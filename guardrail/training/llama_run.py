@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from guardrail.training.config import TrainingConfig
 from guardrail.training.data import Training
 from guardrail.training.llama_average import FILE as AVERAGE
 from guardrail.training.llama_average import set_weights
+from guardrail.training.llama_history import write_history
 from guardrail.training.llama_hyper import LlamaHyper
 from guardrail.training.llama_start import Start, open_start
 from guardrail.training.llama_trainer import Result, fine_tune
@@ -28,6 +28,7 @@ from guardrail.training.outcome import Say, Trained
 __all__ = ["train_llama"]
 
 _CHECKPOINTS = "checkpoints"
+_METRICS = "metrics.jsonl"
 
 
 def train_llama(config: TrainingConfig, data: Training, output: Path, *, resume: bool, say: Say) -> Trained:
@@ -54,17 +55,14 @@ def train_llama(config: TrainingConfig, data: Training, output: Path, *, resume:
         resume=resume,
         explanation=config.explanation,
         teacher=start.teacher if hyper.vector_weight or hyper.teacher_share else None,
+        metrics=output / _METRICS,
     )
     if processes.is_main():
-        _write_metrics(result, output / "metrics.jsonl")
+        # A run that was killed after its last step is only read: it may have been killed at this file.
+        write_history(result.history, output / _METRICS)
         _write_model(config, start, result, output)
     metrics = {name.removeprefix("eval_"): value for name, value in result.metrics.items() if name != "step"}
     return Trained(result.step, result.steps, metrics, result.counts)
-
-
-def _write_metrics(result: Result, file: Path) -> None:
-    lines = [json.dumps({name: round(value, 6) for name, value in entry.items()}) for entry in result.history]
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _write_model(config: TrainingConfig, start: Start, result: Result, output: Path) -> None:

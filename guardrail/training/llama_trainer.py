@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
 from guardrail.prompting import Template
 from guardrail.tokens import TextTokenizer, verdict_tokens
 from guardrail.training.answers import Placement
 from guardrail.training.llama_data import PackStream
 from guardrail.training.llama_feed import Feed
+from guardrail.training.llama_history import HistoryCallback, history
 from guardrail.training.llama_hyper import LlamaHyper
 from guardrail.training.llama_loop import GuardTrainer
-from guardrail.training.llama_validation import BEST, GOAL, LOG_LOSS, Validation
+from guardrail.training.llama_validation import BEST, GOAL, Validation
 from guardrail.training.llama_view import Format
 from guardrail.training.policies import PolicySampler, TrainingPolicy
 from guardrail.training.rows import Row
@@ -74,6 +75,7 @@ def fine_tune(
     resume: bool = False,
     explanation: Placement = "none",
     teacher: Teacher | None = None,
+    metrics: Path | None = None,
 ) -> Result:
     """Train `model` (see llama_model) and give it the weights that `hyper.keep` says.
 
@@ -81,7 +83,7 @@ def fine_tune(
     Checkpoints are written to `folder`; with `resume` the last whole one is gone on from, and without it earlier ones
     are deleted. A run that was killed and resumed sees the same packs and ends with the same weights. Without
     validation rows the last weights are the result. `hyper.teacher_share` and `vector_weight` are
-    about the `teacher`.
+    about the `teacher`. The history is written to `metrics` as it grows.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", hyper.pack_tokens)
     format = Format(tokenizer, template, hyper.pack_tokens, min(hyper.pack_tokens, positions), explanation)
@@ -97,6 +99,9 @@ def fine_tune(
         return Feed(stream, share=share, rank=rank, processes=processes)
 
     trainer = GuardTrainer(model, arguments, feed, verdict_tokens(tokenizer, template), validation, hyper)
+    trainer.remove_callback(PrinterCallback)  # it writes dictionaries
+    if metrics is not None:
+        trainer.add_callback(HistoryCallback(metrics))
     if hyper.save_every is not None:
         trainer.add_callback(_Saving(hyper.save_every))
     if validation.packs and hyper.patience is not None:
@@ -201,8 +206,6 @@ def _arguments(hyper: LlamaHyper, folder: Path, evaluated: bool) -> TrainingArgu
 def _result(trainer: GuardTrainer, stream: PackStream) -> Result:
     state = trainer.state
     best = (trainer.hyper.keep == "best" and state.best_global_step) or state.global_step
-    names = ("step", "loss", "grad_norm", "learning_rate", BEST, LOG_LOSS)
-    entries = [{name: float(entry[name]) for name in names if name in entry} for entry in state.log_history]
-    history = tuple(entry for entry in entries if len(entry) > 1)
-    metrics = next((entry for entry in history if entry["step"] == best and BEST in entry), {})
-    return Result(best, state.global_step, metrics, history, dict(stream.counts))
+    entries = history(state)
+    metrics = next((entry for entry in entries if entry["step"] == best and BEST in entry), {})
+    return Result(best, state.global_step, metrics, entries, dict(stream.counts))

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from guardrail import taxonomy_yaml
+from guardrail.backends.weights import sampled_digest
 from guardrail.batch_output import failures
 from guardrail.errors import ResumeError, UsageError
 from guardrail.evaluation.suite import Suite
 from guardrail.evaluation.suite_rows import LoadedSuite
 from guardrail.prompting import Template
-from guardrail.resources import digest
+from guardrail.resources import digest, folder
 from guardrail.taxonomy import Taxonomy
 from guardrail.training import processes
-from guardrail.training.config import TrainingConfig
+from guardrail.training.config import EMBEDDED, TrainingConfig
 from guardrail.training.data import Training
 from guardrail.training.outcome import Outcome
 from guardrail.training.policies import MADE_UP, OWN
@@ -27,6 +28,8 @@ __all__ = ["check_launch", "check_rows", "check_same", "check_suites", "is_run",
 _CONFIG: Final = "config.yaml"
 _CHECKS: Final = "checks.json"
 _ANEW = "start anew with --overwrite"
+# What a checkpoint is made of; other files of its folder, a card or a calibration, may change.
+_WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "config.json", "tokenizer.json", "tokenizer.model")
 
 
 def is_run(output: Path) -> bool:
@@ -139,9 +142,10 @@ def _kept(output: Path) -> dict[str, Any]:
 
 
 def _inputs(config: TrainingConfig) -> Iterator[tuple[str, str, str]]:
-    """Key, name and digest of each taxonomy, template and file of related labels that the configuration names.
+    """Key, name and digest of what the configuration names: taxonomies, template, related labels, and weights.
 
-    A shipped one may be another with the next release, and is among them.
+    A shipped one may be another with the next release, and is among them. Weights with a hub name are not: their files
+    may not be there yet.
     """
     yield "taxonomy", str(config.raw["taxonomy"]), config.taxonomy.digest
     if config.result_taxonomy is not None:
@@ -153,3 +157,15 @@ def _inputs(config: TrainingConfig) -> Iterator[tuple[str, str, str]]:
         yield "template", config.template, Template.load(config.template).digest
     if (related := config.data.related) is not None:
         yield "data.related", str(related), digest(json.dumps(taxonomy_yaml.read(related).data, sort_keys=True))
+    places = {"base": config.base}
+    if config.scratch is not None:
+        places |= {f"scratch.{key}": getattr(config.scratch, key) for key in ("words_from", "vectors_from")}
+    for key, place in places.items():
+        if place is not None and (files := _weights(place)):
+            yield key, place, sampled_digest(files)
+
+
+def _weights(place: str) -> list[Path]:
+    """The files of a checkpoint's folder, of the shipped model's for `embedded`; none for a hub name."""
+    where = folder("model") if place == EMBEDDED else Path(place).expanduser()
+    return sorted(file for pattern in _WEIGHTS for file in where.glob(pattern))
