@@ -15,9 +15,10 @@ export GUARDRAIL_TOKENIZERS := $(TOKENIZERS)
 
 .PHONY: setup check test test-spark test-llama-cpp test-litellm build train-embedded train-llama evaluate bench
 
+# Not compiled ahead: most of what the libraries bring is never imported, and compiling it all takes minutes.
 setup:            ## a virtual environment with everything that developing needs
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 
 check:            ## formatting, lint, types, import contract
 	$(BIN)/ruff format --check .
