@@ -90,7 +90,7 @@ def single(guard: Guard, options: argparse.Namespace) -> Comparison:
     builder = PromptBuilder(guard.template, guard.taxonomy)
     prompt = builder.build(Conversation.parse(SHORT))
     longest = builder.build(Conversation.parse("word " * (backend.max_tokens - 40)))
-    feed = backend._feed(backend.tokenizer.encode(prompt), backend._category_vectors(guard.taxonomy))
+    feed = backend._feed(backend.tokenizer.encode(prompt), backend._policy(guard.taxonomy).vectors)
     outputs = ["verdict_logit", "category_logits"]
 
     def least() -> None:

@@ -18,12 +18,13 @@ from guardrail.guard import Guard
 from guardrail.prompting import Prompt
 from guardrail.scoring import Logits
 from guardrail.taxonomy import Category, Taxonomy
+from guardrail.training import added_categories
 from guardrail.training.amounts import Amount
 from guardrail.training.embedded_config import read_config
 from guardrail.training.held_out import CONFIGS
 from guardrail.training.labels import HazardTable
 from guardrail.training.mix import Mix
-from guardrail.training.new_categories import Plan, main, measure
+from guardrail.training.new_categories import Plan, main, measure, split
 from guardrail.training.policies import MADE_UP, PolicySampler
 from guardrail.training.rows import Row
 from guardrail.training.sources import SourceReport
@@ -36,6 +37,7 @@ from guardrail.training.withheld import (
 )
 from guardrail.types import Conversation
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 DRUGS = Category("N1", "Drugs", definition="pills", hazards=("drugs",))
 BASE = Taxonomy("base", "Base", (Category("B1", "Theft", hazards=("fraud",)),))
 PLAN = Plan(unsafe=10, fewest=5, safe=12, others=8, examples=(2, 4), draws=3)
@@ -185,7 +187,9 @@ def reader(prompts: list[Prompt]) -> ScriptedBackend:
 def test_measures_the_category_with_and_without_examples() -> None:
     prompts: list[Prompt] = []
     backend = reader(prompts)
-    found = measure(lambda taxonomy: Guard(backend, taxonomy=taxonomy), BASE, DRUGS, rows_of(), PLAN)
+    found = measure(
+        lambda taxonomy: Guard(backend, taxonomy=taxonomy), BASE, DRUGS, *split(DRUGS, rows_of(), PLAN), PLAN
+    )
     assert (found["name"], found["hazards"]) == ("Drugs", ["drugs"])
     assert (found["unsafe"], found["safe"], found["others"]) == (8, 12, 8)
     assert found["chance"] == 8 / 20
@@ -208,7 +212,10 @@ def test_measures_the_category_with_and_without_examples() -> None:
 
 def test_is_the_same_every_time() -> None:
     first, second = (
-        measure(lambda taxonomy: Guard(reader([]), taxonomy=taxonomy), BASE, DRUGS, rows_of(), PLAN) for _ in range(2)
+        measure(
+            lambda taxonomy: Guard(reader([]), taxonomy=taxonomy), BASE, DRUGS, *split(DRUGS, rows_of(), PLAN), PLAN
+        )
+        for _ in range(2)
     )
     assert first == second
 
@@ -222,14 +229,19 @@ def test_failures_are_counted_not_taken_for_safe() -> None:
         value = 2.0 if "pills" in prompt.segments[1].text else -2.0
         return Logits(0.0, value, (value,) * len(prompt.taxonomy))
 
-    found = measure(lambda taxonomy: Guard(backend, taxonomy=taxonomy), BASE, DRUGS, rows_of(), PLAN)
+    found = measure(
+        lambda taxonomy: Guard(backend, taxonomy=taxonomy), BASE, DRUGS, *split(DRUGS, rows_of(), PLAN), PLAN
+    )
     assert 0 < found["definition"]["not_judged"] < found["unsafe"]
     assert found["definition"]["auprc"] == found["definition"]["flagged"] == 1
 
 
 def test_too_few_rows_are_refused() -> None:
     with pytest.raises(UsageError, match="8 rows violate Drugs"):
-        measure(lambda taxonomy: Guard(reader([]), taxonomy=taxonomy), BASE, DRUGS, rows_of(8), PLAN)
+        split(DRUGS, rows_of(8), PLAN)
+    pool, scored = split(DRUGS, rows_of(), PLAN)
+    with pytest.raises(UsageError, match="3 rows can be examples of Drugs"):
+        measure(lambda taxonomy: Guard(reader([]), taxonomy=taxonomy), BASE, DRUGS, pool[:3], scored, PLAN)
 
 
 def test_a_run_that_withheld_nothing_is_refused(tmp_path: Path) -> None:
@@ -243,3 +255,44 @@ def test_is_a_command() -> None:
     command = [sys.executable, "-m", "guardrail.training.new_categories", "--help"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "whose configuration has `without`" in found.stdout
+
+
+# a policy of one's own
+
+
+def write_policy(folder: Path, codes: tuple[str, ...], most: int) -> list[str]:
+    """Options for some categories of the pharmacy's policy, and some of its rows to score."""
+    policy = Taxonomy.load(EXAMPLES / "pharmacy-policy.yaml").select(codes)
+    (folder / "policy.yaml").write_text(policy.to_yaml(), encoding="utf-8")
+    for name in ("pharmacy-held-out.jsonl", "pharmacy-rows.jsonl"):
+        kept: dict[str, list[str]] = {}
+        for line in (EXAMPLES / name).read_text(encoding="utf-8").splitlines():
+            (code,) = json.loads(line).get("categories") or ["safe"]
+            if code in (*codes, "safe"):
+                kept.setdefault(code, []).append(line)
+        lines = [line for group in kept.values() for line in (group[:most] if "held-out" in name else group)]
+        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return ["embedded", "--taxonomy", str(folder / "policy.yaml"), "--rows", str(folder / "pharmacy-held-out.jsonl"),
+            "--examples", str(folder / "pharmacy-rows.jsonl")]  # fmt: skip
+
+
+def test_each_category_of_a_policy_is_added_to_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    added_categories.main(write_policy(tmp_path, ("P4", "P5"), 8))
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith(f", {Taxonomy.load(tmp_path / 'policy.yaml').ref}")
+    tricks, abuse = ([cell.strip() for cell in line.split("|")[1:-1]] for line in said[4:6])
+    assert tricks[:4] == ["Refund Tricks", "8", "8", "0.500"]
+    assert abuse[:4] == ["Abuse of Staff", "8", "8", "0.500"]
+    assert abuse[5] == "1.000"
+    # By the policy without it, by its definition, and by 16 examples besides, as the mean and the range of the draws.
+    assert float(tricks[4]) < float(tricks[5])
+    mean, low, high = (float(part) for part in tricks[7].replace("(", "").replace(")", "").replace("to ", "").split())
+    assert 0.5 < low <= mean <= high <= 1
+    assert sum(line.startswith("| Refund Tricks |") for line in said) == 3
+
+
+def test_what_cannot_be_added_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"policy\.yaml: has one category"):
+        added_categories.main(write_policy(tmp_path, ("P1",), 5))
+    with pytest.raises(UsageError, match="--rows: 0 rows violate P1, 0 are safe"):
+        added_categories.main(write_policy(tmp_path, ("P1", "P5"), 0))

@@ -2,7 +2,8 @@
 
 The graph has the inputs `input_ids`, `attention_mask`, `token_type_ids` (B, T) and `category_vectors` (C, 384), and
 the outputs `category_logits` (B, C), `verdict_logit` (B,) and `vector` (B, 384). A taxonomy is encoded once: each
-category's text goes through the same graph, and its `vector` is the category's row in `category_vectors`.
+category's text goes through the same graph, and its `vector` is the category's row in `category_vectors`. Few-shot
+examples are added to what the graph gives (`encoder_examples`).
 
 Every text is run by itself (B = 1), several at a time on threads of their own. The int8 graph takes the range of its
 activations from the whole batch, so in a batch a text's score would depend on its neighbours; alone it cannot, nothing
@@ -23,12 +24,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from guardrail.backends.encoder_examples import EncodedPolicy, ExampleShift
 from guardrail.calibration import Calibration
 from guardrail.errors import BackendError, ModelError, UnreadableError, UsageError
 from guardrail.prompting import Prompt, PromptBuilder, Template
 from guardrail.resources import digest, folder
 from guardrail.scoring import Logits
-from guardrail.taxonomy import Taxonomy
+from guardrail.taxonomy import Category, Taxonomy
 from guardrail.tokens import TextTokenizer
 from guardrail.types import Conversation
 from guardrail.workers import Workers
@@ -45,6 +47,7 @@ TAXONOMY_FILE = "taxonomy.yaml"
 _TAXONOMIES = 16
 # The share of a text's letters that must be known: what is left of a text with fewer says something else.
 _READABLE = 0.5
+_NONE: Vectors = np.empty(0, dtype=np.float32)
 
 
 class EncoderBackend:
@@ -64,12 +67,13 @@ class EncoderBackend:
         self.dimension = int(config["dimension"])
         self._template_id = str(config["template"])
         self._taxonomy_id = str(config["taxonomy"])
+        self._sharpness = config.get("sharpness")
         self._digests = (config.get("taxonomy_digest"), config.get("template_digest"))
         self._session: ort.InferenceSession | None = _session(path / "model.onnx")
         self._threads = threads or os.cpu_count() or 1
         self._workers = Workers(self._threads, "guardrail-encoder")
         self.name = f"{config['id']}@{config['digest']}"
-        self._vectors: dict[str, Vectors] = {}
+        self._policies: dict[str, EncodedPolicy] = {}
 
     @classmethod
     def load(cls, name: str = "", *, threads: int | None = None, template: str | None = None) -> EncoderBackend:
@@ -113,7 +117,7 @@ class EncoderBackend:
     def logits(self, prompts: Sequence[Prompt], categories: bool = True) -> list[Logits | BackendError]:
         """One answer per prompt."""
         # Encoded here, not on the workers: encoding a taxonomy waits for workers itself.
-        vectors = {prompt.taxonomy.digest: self._category_vectors(prompt.taxonomy) for prompt in prompts}
+        policies = {prompt.taxonomy.digest: self._policy(prompt.taxonomy) for prompt in prompts}
 
         def answer(prompt: Prompt) -> Logits | BackendError:
             ids = self.tokenizer.encode(prompt)
@@ -122,9 +126,8 @@ class EncoderBackend:
             unread = self._unread(prompt, ids)
             if unread is not None:
                 return UnreadableError(f"the model cannot read the text: {unread} unknown to it")
-            outputs = ["verdict_logit", "category_logits"] if categories else ["verdict_logit"]
-            verdict, *rest = self._run(outputs, self._feed(ids, vectors[prompt.taxonomy.digest]))
-            return Logits(0.0, float(verdict[0]), tuple(rest[0][0].tolist()) if rest else ())
+            verdict, values, _ = self._judged(ids, policies[prompt.taxonomy.digest], categories=categories)
+            return Logits(0.0, verdict, tuple(values.tolist()))
 
         return self._each(answer, prompts)
 
@@ -132,19 +135,31 @@ class EncoderBackend:
         """The verdicts' logits (N,), and the mean of each text's token states (N, `dimension`), in which the taxonomy
         has no part. No prompt has more than `max_tokens`."""
         found = [
-            self._run(
-                ["verdict_logit", "vector"],
-                self._feed(self.tokenizer.encode(prompt), self._category_vectors(prompt.taxonomy)),
-            )
+            self._judged(self.tokenizer.encode(prompt), self._policy(prompt.taxonomy), categories=False, vector=True)
             for prompt in prompts
         ]
-        return np.concatenate([verdict for verdict, _ in found]), np.concatenate([vector for _, vector in found])
+        return np.array([each[0] for each in found], dtype=np.float32), np.stack([each[2] for each in found])
+
+    def _judged(
+        self, ids: Sequence[int], policy: EncodedPolicy, *, categories: bool, vector: bool = False
+    ) -> tuple[float, Vectors, Vectors]:
+        """The verdict's logit, and where they are wanted the category logits (C,) and the text's vector (D,)."""
+        examples = policy.examples
+        wanted = {"verdict_logit": examples is None, "category_logits": categories or examples is not None,
+                  "vector": vector or examples is not None}  # fmt: skip
+        names = [name for name, needed in wanted.items() if needed]
+        found = dict(zip(names, self._run(names, self._feed(ids, policy.vectors)), strict=True))
+        logits, states = (found[name][0] if name in found else _NONE for name in ("category_logits", "vector"))
+        if examples is None:
+            return float(found["verdict_logit"][0]), logits, states
+        verdict, logits = examples.judged(logits, states)
+        return verdict, logits if categories else _NONE, states
 
     def close(self) -> None:
         """Stop the threads and let go of the model."""
         self._workers.close()
         self._session = None
-        self._vectors = {}
+        self._policies = {}
 
     def _unread(self, prompt: Prompt, ids: Sequence[int]) -> str | None:
         """What the vocabulary lacks of the judged text, when too little is left to judge; it knows few scripts."""
@@ -183,15 +198,16 @@ class EncoderBackend:
     def _separator(self) -> int:
         return self.tokenizer.control_id("[SEP]")
 
-    def _category_vectors(self, taxonomy: Taxonomy) -> Vectors:
-        """(C, 384), computed once per taxonomy, or by each of the threads that are the first to ask."""
-        found = self._vectors.get(taxonomy.digest)
+    def _policy(self, taxonomy: Taxonomy) -> EncodedPolicy:
+        """Encoded once per taxonomy, or by each of the threads that are the first to ask."""
+        found = self._policies.get(taxonomy.digest)
         if found is None:
-            found = self._shipped_vectors(taxonomy)
-            found = self.encode_taxonomy(taxonomy) if found is None else found
+            vectors = self._shipped_vectors(taxonomy)
+            vectors = self.encode_taxonomy(taxonomy) if vectors is None else vectors
+            found = EncodedPolicy(vectors, self._encode_examples(taxonomy, vectors))
             # A new dictionary instead of a lock, which a forked child would inherit as it was held at the fork.
-            kept = list(self._vectors.items())[1 - _TAXONOMIES :]
-            self._vectors = dict([*kept, (taxonomy.digest, found)])
+            kept = list(self._policies.items())[1 - _TAXONOMIES :]
+            self._policies = dict([*kept, (taxonomy.digest, found)])
         return found
 
     def _shipped_vectors(self, taxonomy: Taxonomy) -> Vectors | None:
@@ -202,23 +218,36 @@ class EncoderBackend:
         return np.asarray(np.load(file, allow_pickle=False), dtype=np.float32)
 
     def encode_taxonomy(self, taxonomy: Taxonomy) -> Vectors:
-        """One vector per category (C, 384): the mean over the category's text and its unsafe examples.
-
-        Safe examples stay out: the vector says what the category is, and has no way to say what it is not.
-        """
-        builder = PromptBuilder(self.template, taxonomy)
+        """One vector per category (C, 384): the mean over its text, without examples."""
         start, end = self.tokenizer.control_id("[CLS]"), self._separator
-        rows: list[list[int]] = []
-        parts: list[range] = []
-        for category, text in zip(taxonomy, builder.policy_texts, strict=True):
-            unsafe = (example for example in category.examples if example.label == "unsafe")
-            prompts = [builder.build(Conversation(example.messages)) for example in unsafe]
-            texts = [[start, *self.tokenizer.encode_text(text), end], *map(self.tokenizer.encode, prompts)]
-            first = len(rows)
-            rows.extend(chunk for ids in texts for chunk in self._chunks(ids))
-            parts.append(range(first, len(rows)))
-        vectors = self._encode(rows)
-        return np.stack([vectors[part.start : part.stop].mean(axis=0) for part in parts])
+        texts = PromptBuilder(self.template, taxonomy).policy_texts
+        return self._whole([[start, *self.tokenizer.encode_text(text), end] for text in texts])
+
+    def _encode_examples(self, taxonomy: Taxonomy, texts: Vectors) -> ExampleShift | None:
+        """What the taxonomy's examples say, encoded as conversations; ModelError where the folder cannot use them."""
+        if not any(category.examples for category in taxonomy):
+            return None
+        if not isinstance(self._sharpness, float):
+            file = self._path / "config.json"
+            raise ModelError(f"{file}: sharpness: is missing, so examples cannot be used", hint="export the model anew")
+        builder = PromptBuilder(self.template, taxonomy)
+
+        def vectors(category: Category, label: str) -> Vectors:
+            given = (example for example in category.examples if example.label == label)
+            return self._whole(
+                [self.tokenizer.encode(builder.build(Conversation(example.messages))) for example in given]
+            )
+
+        unsafe = [vectors(category, "unsafe") for category in taxonomy]
+        safe = np.concatenate([vectors(category, "safe") for category in taxonomy])
+        return ExampleShift.of(texts, unsafe, safe, self._sharpness)
+
+    def _whole(self, texts: Sequence[list[int]]) -> Vectors:
+        """One vector per text (N, 384), of a long one the mean over its pieces."""
+        pieces = [list(self._chunks(ids)) for ids in texts]
+        vectors = iter(self._encode([piece for each in pieces for piece in each]) if texts else ())
+        means = [np.mean([next(vectors) for _ in each], axis=0) for each in pieces]
+        return np.array(means, dtype=np.float32).reshape(-1, self.dimension)
 
     def _chunks(self, ids: list[int]) -> Iterator[list[int]]:
         """Long policy text is read whole, in pieces that fit, each between the control tokens."""

@@ -52,7 +52,7 @@ class Hyper:
     word_dropout: float = 0.05
     """The share of tokens that are hidden."""
     example_rate: float = 0.15
-    """How likely a step shows categories with few-shot examples."""
+    """How likely a step averages unsafe texts of its labels into some categories' vectors."""
     category_gradient: float = 0.3
     """How likely a step learns from the categories' texts too; else their vectors are a few steps old."""
     evaluate_every: int = 50

@@ -166,10 +166,10 @@ class Trainer:
         return float(verdict_loss.detach()), float(category_loss.detach())
 
     def _vectors(self, policy: Policy) -> Tensor:
-        """Category vectors (C, D), sometimes with examples."""
+        """Category vectors (C, D), sometimes with texts averaged into them."""
         vectors = self._text_vectors(policy)
         if self.random.random() < self.hyper.example_rate:
-            vectors = self._with_examples(policy, vectors)
+            vectors = self._with_texts(policy, vectors)
         return vectors
 
     def _text_vectors(self, policy: Policy) -> Tensor:
@@ -188,8 +188,8 @@ class Trainer:
             self._cache[text] = (self._steps, vector)
         return vector
 
-    def _with_examples(self, policy: Policy, vectors: Tensor) -> Tensor:
-        """The vectors with a few unsafe texts averaged into some of them, as few-shot examples are."""
+    def _with_texts(self, policy: Policy, vectors: Tensor) -> Tensor:
+        """The vectors with a few unsafe texts averaged into some of them: a category is more than its wording."""
         rows = list(vectors.unbind())
         for at in self.random.sample(range(len(rows)), min(3, len(rows))):
             pool = self._examples.get(self.random.choice(sorted(policy.hazards[at])), [])

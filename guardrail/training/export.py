@@ -76,6 +76,8 @@ def export(
         "taxonomy_digest": shown.digest,
         "max_tokens": WINDOW,
         "dimension": model.config.dimension,
+        # Of the verdict, for logits that few-shot examples have moved.
+        "sharpness": float(model.sharpness.detach().exp()),
         "base": base.name,
         "base_sha256": base.sha256,
     }

@@ -133,7 +133,8 @@ def _data(report: Mapping[str, Any], manifest: Sequence[Mapping[str, Any]]) -> s
 
 {total:,} rows of public data sets whose licences allow it, and of our own making.{_own(manifest)} "In
 evaluation" counts the rows left out because an evaluation file has the same text, at least half of its runs of five
-words, or, for texts of three to twelve words, all words but one. "Held out" are rows whose judged text is not trained
+words, or, for texts of three to twelve words, all words but one, or because they hold a whole evaluation text of eight
+words or more. "Held out" are rows whose judged text is not trained
 on in any conversation. The SHA-256 of every file is in `configs/train-embedded.manifest.json`.
 
 {table(head, rows)}"""
@@ -168,7 +169,14 @@ def _limits(report: Mapping[str, Any], manifest: Sequence[Mapping[str, Any]], *,
         lines.append(_FALSE_ALARMS)
     if "ours_hate" in names:
         lines.append(_HATE)
-    lines += _GENERAL if measured else [*_GENERAL, "Categories that it never saw were not measured."]
+    lines += (
+        _GENERAL
+        if measured
+        else [
+            *_GENERAL,
+            "This run measured no categories that it never saw; `docs/training-embedded.md` tells of those measured.",
+        ]
+    )
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 

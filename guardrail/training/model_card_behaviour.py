@@ -7,7 +7,7 @@ from typing import Any
 
 from guardrail.training.card_table import number, spread, table
 
-__all__ = ["cost", "identity", "judged_role", "new_categories", "obedience", "validation"]
+__all__ = ["added_categories", "cost", "identity", "judged_role", "new_categories", "obedience", "validation"]
 
 Found = Mapping[str, Any]
 _WATTS = 10
@@ -115,9 +115,27 @@ def new_categories(found: Found | None) -> str:
     """Categories that a model trained without them was given; empty when nobody measured it."""
     if not found:
         return ""
-    counts = sorted({int(count) for entry in found["categories"].values() for count in entry["examples"]})
+    return f"""
+## Categories it never saw
+
+Measured on another model, `{found["model"]}`: trained by one pass of `configs/train-embedded.yaml` without every
+row that violates {len(found["without"])} hazards ({", ".join(found["without"])})
+and without their categories. Each was then added to the policy. AUPRC of its score on user messages that violate it,
+none of which that model was trained on, against held-out safe messages: with the definition alone, and with unsafe
+examples besides (mean and range of {found["draws"]} draws; examples are not scored). "Without it": the verdict's score
+under the policy without the category.
+
+{added_categories(found["categories"])}
+
+Unsafe rows of unknown category stayed in the training data, some of them surely about these subjects, and wider
+categories such as Non-Violent Crimes, whose texts mention some of them, stayed in the policies."""
+
+
+def added_categories(found: Mapping[str, Found]) -> str:
+    """Tables of what `new_categories.measure` found, by code."""
+    counts = sorted({int(count) for entry in found.values() for count in entry["examples"]})
     rows, others, flags = [], [], []
-    for entry in found["categories"].values():
+    for entry in found.values():
         examples = [entry["examples"][str(count)] for count in counts]
         rows.append((entry["name"], entry["unsafe"], entry["safe"], number(entry["chance"]),
                      number(entry["base"]["auprc"]), number(entry["definition"]["auprc"]),
@@ -129,17 +147,7 @@ def new_categories(found: Found | None) -> str:
                       *(_flagged({name: value and value["mean"] for name, value in item.items()})
                         for item in examples)))  # fmt: skip
     shown = ("without it", "definition", *(f"{count} examples" for count in counts))
-    return f"""
-## Categories it never saw
-
-Measured on another model, `{found["model"]}`: trained by one pass of `configs/train-embedded.yaml` without every
-row that violates {len(found["without"])} hazards ({", ".join(found["without"])})
-and without their categories. Each was then added to the policy. AUPRC of its score on user messages that violate it,
-none of which that model was trained on, against held-out safe messages: with the definition alone, and with unsafe
-examples besides (mean and range of {found["draws"]} draws; examples are not scored). "Without it": the verdict's score
-under the policy without the category.
-
-{table(("category", "unsafe", "safe", "chance", *shown), rows)}
+    return f"""{table(("category", "unsafe", "safe", "chance", *shown), rows)}
 
 Against held-out messages that violate other categories, which is harder:
 
@@ -147,10 +155,7 @@ Against held-out messages that violate other categories, which is harder:
 
 The share flagged at the model's thresholds, of the unsafe and of the safe messages:
 
-{table(("category", *shown), flags)}
-
-Unsafe rows of unknown category stayed in the training data, some of them surely about these subjects, and wider
-categories such as Non-Violent Crimes, whose texts mention some of them, stayed in the policies."""
+{table(("category", *shown), flags)}"""
 
 
 def _flagged(shown: Mapping[str, Any]) -> str:

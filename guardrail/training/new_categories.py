@@ -27,7 +27,7 @@ from guardrail.training.rows import Hazards, Row
 from guardrail.training.withheld import base_taxonomy, never_trained, withheld_hazards
 from guardrail.types import Decision, Role
 
-__all__ = ["Plan", "main", "measure"]
+__all__ = ["Plan", "Scored", "fit_for_examples", "main", "measure", "split"]
 
 # Examples are as short as those that users write into a taxonomy.
 _LONGEST_EXAMPLE = 300
@@ -46,17 +46,18 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scored:
+class Scored:
     """The rows that one category is measured on."""
 
-    unsafe: list[Row]
+    unsafe: Sequence[Row]
     """Violate the category."""
-    safe: list[Row]
-    others: list[Row]
+    safe: Sequence[Row]
+    others: Sequence[Row]
     """Unsafe, and certainly not by this category."""
 
     @property
     def rows(self) -> list[Row]:
+        """All of them, in this order."""
         return [*self.unsafe, *self.safe, *self.others]
 
 
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "model": backend.name,
         "without": sorted(without),
         "draws": plan.draws,
-        "categories": {item.code: measure(make, base, item, rows, plan) for item in new},
+        "categories": {item.code: measure(make, base, item, *split(item, rows, plan), plan) for item in new},
     }
     backend.close()
     text = json.dumps(found, indent=2) + "\n"
@@ -103,16 +104,18 @@ def _check_withheld(new: Taxonomy, without: Hazards) -> None:
 
 
 def measure(
-    make: MakeGuard, base: Taxonomy, category: Category, rows: Sequence[Row], plan: Plan = Plan()
+    make: MakeGuard, base: Taxonomy, category: Category, pool: Sequence[Row], scored: Scored, plan: Plan = Plan()
 ) -> dict[str, Any]:
-    """How well the score of `category`, added to `base`, finds user rows that violate it; `rows` were not trained on.
+    """How well the score of `category`, added to `base`, finds the rows that violate it, none of them trained on.
 
     `base`: the verdict without the category. `definition` and `examples`: the category's score with its text alone, and
-    with examples besides, drawn from rows that are not scored. AUPRC against safe rows, and against rows that violate
-    other categories; and the share of the unsafe and of the safe rows that the guard flags. Raises UsageError when
-    there are too few rows.
+    with examples besides, drawn from `pool`, which is not scored. AUPRC against safe rows, and against rows that
+    violate other categories; and the share of the unsafe and of the safe rows that the guard flags. Raises UsageError
+    when the pool has too few rows.
     """
-    pool, scored = _split(category, rows, plan)
+    if len(pool) < max(plan.examples):
+        hint = f"{max(plan.examples)} are needed that are not scored, of one message and {_LONGEST_EXAMPLE} characters"
+        raise UsageError(f"{len(pool)} rows can be examples of {category.name}", hint=hint)
     taxonomy = base.add(category)
     shown = {"base": _measured(make(base), None, scored)}
     shown["definition"] = _measured(make(taxonomy), category.code, scored)
@@ -138,15 +141,14 @@ def measure(
     }
 
 
-def _split(category: Category, rows: Sequence[Row], plan: Plan) -> tuple[list[Row], _Scored]:
-    """Rows to draw examples from, and rows to score; a fixed choice."""
+def split(category: Category, rows: Sequence[Row], plan: Plan = Plan()) -> tuple[list[Row], Scored]:
+    """Rows to draw examples from, and user rows to score; a fixed choice. Raises UsageError when there are too few."""
     hazards = frozenset(category.hazards)
     chosen = random.Random(f"new category {category.code}")
     user = [row for row in rows if row.conversation.role is Role.USER]
     unsafe = [row for row in user if row.unsafe >= 0.8 and row.violated & hazards]
     chosen.shuffle(unsafe)
-    short = [row for row in unsafe if len(row.conversation.messages) == 1 and len(row.text) <= _LONGEST_EXAMPLE]
-    pool = short[: min(plan.draws * max(plan.examples), len(unsafe) - plan.fewest)] if len(unsafe) > plan.fewest else []
+    pool = fit_for_examples(unsafe)[: max(0, min(plan.draws * max(plan.examples), len(unsafe) - plan.fewest))]
     if len(pool) < max(plan.examples):
         needed = plan.fewest + max(plan.examples)
         raise UsageError(f"{len(unsafe)} rows violate {category.name}", hint=f"at least {needed} are needed")
@@ -154,8 +156,13 @@ def _split(category: Category, rows: Sequence[Row], plan: Plan) -> tuple[list[Ro
     safe = [row for row in user if 0 <= row.unsafe <= 0.1 and not row.violated]
     others = [row for row in user if row.unsafe >= 0.8 and row.violated and not hazards & (row.violated | row.possible)]
     left = [row for row in unsafe if id(row) not in taken][: plan.unsafe]
-    return pool, _Scored(left, _spread_over_sources(safe, plan.safe, chosen),
-                         _spread_over_sources(others, plan.others, chosen))  # fmt: skip
+    return pool, Scored(left, _spread_over_sources(safe, plan.safe, chosen),
+                        _spread_over_sources(others, plan.others, chosen))  # fmt: skip
+
+
+def fit_for_examples(rows: Sequence[Row]) -> list[Row]:
+    """Those that are one message, and short."""
+    return [row for row in rows if len(row.conversation.messages) == 1 and len(row.text) <= _LONGEST_EXAMPLE]
 
 
 def _spread_over_sources(rows: Sequence[Row], most: int, chosen: random.Random) -> list[Row]:
@@ -169,7 +176,7 @@ def _spread_over_sources(rows: Sequence[Row], most: int, chosen: random.Random) 
     return [groups[name][at] for at, name in ranked[:most]]
 
 
-def _measured(guard: Guard, code: str | None, scored: _Scored) -> dict[str, Any]:
+def _measured(guard: Guard, code: str | None, scored: Scored) -> dict[str, Any]:
     """AUPRC of the category's score (of the verdict's, without a code), and the shares flagged."""
     decisions = list(guard.check_many([row.conversation for row in scored.rows]))
     judged = np.array([decision.score is not None for decision in decisions])
