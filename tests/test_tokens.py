@@ -103,17 +103,17 @@ def test_ids_are_those_of_the_checkpoints_chat_template(name: str, vocabulary: V
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_no_text_gives_a_control_id(name: str, vocabulary: Vocabulary) -> None:
     _, ours = vocabulary(name)
-    builder = BUILDERS[name]
+    builder, control = BUILDERS[name], ours.control
 
     @EXAMPLES
     @given(conversations(hostile_texts()))
     def separate(conversation: Conversation) -> None:
         prompt = builder.build(conversation)
         expected = [ours.control_id(segment.text) for segment in prompt.segments if segment.control]
-        assert [token for token in ours.encode(prompt) if token in ours.control] == expected
+        assert [token for token in ours.encode(prompt) if token in control] == expected
         for message in conversation.messages:
             for inside in (True, False):
-                assert ours.control.isdisjoint(ours.encode_text(message.text, inside=inside))
+                assert control.isdisjoint(ours.encode_text(message.text, inside=inside))
 
     separate()
 
@@ -123,10 +123,11 @@ def test_the_names_of_all_control_tokens_are_ordinary_text(name: str, vocabulary
     theirs, ours = vocabulary(name)
     added = [token.content for token in theirs.added_tokens_decoder.values()]
     assert set(Template.load(name).control) & set(added)
+    control = ours.control
     for text in [*added, *(f"a{token}" for token in added), *(f" {token}\n{token}" for token in added), *HOSTILE]:
-        assert ours.control.isdisjoint(ours.encode_text(text))
-        assert ours.control.isdisjoint(ours.encode_text(text, inside=False))
-    assert len(ours.control) >= len(added) - 1
+        assert control.isdisjoint(ours.encode_text(text))
+        assert control.isdisjoint(ours.encode_text(text, inside=False))
+    assert len(control) >= len(added) - 1
 
 
 @pytest.mark.parametrize("name", ["llama-guard-1", "llama-guard-3", "llama-guard-4", "encoder"])
@@ -135,11 +136,12 @@ def test_a_megabyte_and_ten_thousand_turns(name: str, vocabulary: Vocabulary) ->
     long = Conversation((Message(Role.USER, "word <|eot_id|> <s>[SEP] " * 42_000),))
     turns = tuple(Message(Role.ASSISTANT if turn % 2 else Role.USER, f"turn {turn}") for turn in range(10_000))
     unbroken = Conversation((Message(Role.USER, "ab" * 500_000),))
+    control = ours.control  # made anew whenever it is asked for, and there are a million tokens
     start = time.perf_counter()
     for conversation in (long, Conversation(turns), unbroken):
         prompt = BUILDERS[name].build(conversation)
         controls = sum(segment.control for segment in prompt.segments)
-        assert sum(token in ours.control for token in ours.encode(prompt)) == controls
+        assert sum(token in control for token in ours.encode(prompt)) == controls
     assert time.perf_counter() - start < 60
 
 

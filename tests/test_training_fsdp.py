@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.mark.parametrize("way", ["copies", "shards"])
 def test_two_processes_come_to_the_same_as_one(place: Place, way: str) -> None:
-    summary = place.run(way)
+    summary = place.launch(way)
     # The whole step's weights divide the loss, so the sums differ in their order alone.
     found, expected = place.metrics(way), place.metrics("one")
     assert [entry["step"] for entry in found] == [6, 6, 12, 12]

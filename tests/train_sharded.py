@@ -24,6 +24,11 @@ def _sharded(self: Any, *args: Any, fsdp_plugin: Any = None, **options: Any) -> 
         PartialState._shared_state["distributed_type"] = self.distributed_type
 
 
-if __name__ == "__main__":
+def shard_on_cpus() -> None:
+    """From now on, in this process."""
     AcceleratorState.__init__ = _sharded
+
+
+if __name__ == "__main__":
+    shard_on_cpus()
     main()
