@@ -169,14 +169,7 @@ def _limits(report: Mapping[str, Any], manifest: Sequence[Mapping[str, Any]], *,
         lines.append(_FALSE_ALARMS)
     if "ours_hate" in names:
         lines.append(_HATE)
-    lines += (
-        _GENERAL
-        if measured
-        else [
-            *_GENERAL,
-            "This run measured no categories that it never saw; `docs/training-embedded.md` tells of those measured.",
-        ]
-    )
+    lines += _GENERAL if measured else [*_GENERAL, _NOT_MEASURED]
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
@@ -191,6 +184,9 @@ _HATE = (
     "Nor is HateCheck quite: `ours_hate` was written for kinds of hate and of what only looks like it (negation,"
     " counter speech, abuse of things and of people without a group, misspelling, …), many of which it has too. Rows"
     " that close to its texts were left out as well."
+)
+_NOT_MEASURED = (
+    "This run measured no categories that it never saw; `docs/training-embedded.md` tells of those measured."
 )
 _GENERAL = [
     "Misinformation, elections, defamation, intellectual property and specialized advice had few and noisy examples.",
