@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(taxonomy) < 2:
         raise UsageError(f"{options.taxonomy}: has one category", hint="give a policy that one can be left out of")
     space = LabelSpace(taxonomy)
-    scored, others = (_user_rows(file, space) for file in (options.rows, options.examples))
+    scored, drawn_from = (_user_rows(file, space) for file in (options.rows, options.examples))
     with load(options.model, taxonomy=taxonomy) as opened:
 
         def make(policy: Taxonomy) -> Guard:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         found = {}
         for category, label in zip(taxonomy, space.names, strict=True):
-            pool = fit_for_examples([row for row in others if label in row.violated])
+            pool = fit_for_examples([row for row in drawn_from if label in row.violated])
             base = taxonomy.select([other for other in taxonomy.codes if other != category.code])
             found[category.code] = measure(make, base, category, pool, _scored(scored, label))
         print(f"{opened.backend.name}, {taxonomy.ref}\n")
