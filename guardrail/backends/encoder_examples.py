@@ -2,8 +2,8 @@
 
 A text and an example are the mean of their token states. Seen from the centre of the policy, texts like the examples of
 a category point where those do: the class means of prototypical networks (Snell et al. 2017), by the cosine of centred
-vectors. The constants were chosen on labelled rows, none of an evaluation set: for a policy that the model does not know,
-as far as one that it knows, with examples of all its categories, loses next to nothing.
+vectors. The constants were chosen on labelled rows, none of an evaluation set: for a policy that the model does not
+know, as far as one that it knows, with examples of all its categories, loses next to nothing.
 """
 
 from __future__ import annotations
